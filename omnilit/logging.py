@@ -1,0 +1,30 @@
+"""One logger for the package, and plain text tables of what was chosen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of module `name`; `show_on_rank_zero` decides what is printed."""
+    return logging.getLogger(name)
+
+
+def show_on_rank_zero(rank: int) -> None:
+    """Print the package's log to standard error: INFO on rank 0, warnings on the others."""
+    logger = logging.getLogger("omnilit")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+def format_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in plain text: a title line, then columns padded to their widest cell."""
+    cells = [tuple(header), *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join([title, *(f"  {line.rstrip()}" for line in lines)])

@@ -1,0 +1,161 @@
+"""What flows between the packages: records, samples, micro-batches, loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IGNORE: Final = -100  # the label of a token that is not supervised
+
+
+class Origin(NamedTuple):
+    """Where a record came from; it stays with the record through packing to the step.
+
+    Args:
+        source: Name of the data source.
+        file: Path of the file it was read from.
+        row: 1-based line or row in that file.
+    """
+
+    source: str
+    file: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as it stands in a file."""
+
+    fields: Mapping[str, Any]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One tokenised sequence, never longer than `max_seq_len`.
+
+    Args:
+        input_ids: Token ids, int32 [T].
+        labels: The same ids where supervised, else IGNORE; not shifted; int32 [T].
+        origin: The record it came from.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    origin: Origin
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepStamp:
+    """What every micro-batch of a step knows about its whole step.
+
+    Args:
+        counts: Targets of each loss term, over all micro-batches of the step on all ranks.
+        num_tokens: Real tokens (no filling) of the step on all ranks.
+        index: This micro-batch's place in the window, 0-based.
+        size: Micro-batches in the window.
+        data_wait_s: Seconds this rank waited for the window.
+    """
+
+    counts: Mapping[str, float]
+    num_tokens: int
+    index: int
+    size: int
+    data_wait_s: float = 0.0
+
+    @property
+    def is_last(self) -> bool:
+        """True for the micro-batch after which the optimizer steps."""
+        return self.index == self.size - 1
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Packed sequences without padding: one row, with the bounds of its segments.
+
+    Args:
+        input_ids: int64 [1, T].
+        labels: int64 [1, T], shifted: `labels[0, t]` is what position t predicts, IGNORE where
+            nothing is trained and at the last token of every segment.
+        position_ids: int64 [1, T], restarting at 0 in every segment.
+        bounds: Ends of the segments, [0, ..., T]; a list, so no kernel waits for a device.
+        origins: One a segment; empty for a label-free micro-batch that fills a last window.
+        counts: Targets of each loss term in this micro-batch.
+        stamp: The step it belongs to; None in evaluation.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    bounds: list[int]
+    origins: tuple[Origin, ...]
+    counts: Mapping[str, int]
+    stamp: StepStamp | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens: 0 for a micro-batch that only fills a window."""
+        return self.bounds[-1] if self.origins else 0
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
+        """The same micro-batch with its tensors on `device`."""
+        names = ("input_ids", "labels", "position_ids")
+        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> MicroBatch:
+        """The same micro-batch in page-locked memory; the loader calls it."""
+        names = ("input_ids", "labels", "position_ids")
+        return replace(self, **{n: getattr(self, n).pin_memory() for n in names})
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """One part of the loss of a micro-batch.
+
+    Args:
+        sum: Sum over this micro-batch's targets, a scalar with gradient.
+        count: The name in `MicroBatch.counts` of the targets that it is a mean over.
+    """
+
+    sum: Tensor
+    count: str = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step came to, the same on all ranks.
+
+    Args:
+        step: 1-based optimizer step.
+        epoch: 0-based.
+        losses: Mean of each loss term over the step's targets, before the update.
+        loss: Their sum.
+        grad_norm: Over all meshes, before clipping; not finite when the step was skipped.
+        lr: Learning rate of each group that this step used, in the order of the groups.
+        tokens: Supervised tokens of the step on all ranks.
+        num_tokens: Real tokens of the step on all ranks.
+        data_wait_s: Seconds this rank waited for data.
+        skipped_steps: Steps skipped for a non-finite norm so far.
+    """
+
+    step: int
+    epoch: int
+    losses: Mapping[str, float]
+    loss: float
+    grad_norm: float
+    lr: Mapping[str, float]
+    tokens: int
+    num_tokens: int
+    data_wait_s: float
+    skipped_steps: int
