@@ -28,7 +28,7 @@ format: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell omnilit tests examples configs docs *.md
+	$(BIN)/codespell
 
 types: setup
 	$(BIN)/pyright

@@ -1,0 +1,219 @@
+"""Rules on several fields together: pure functions of the values, without a file or a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
+from omnilit.config.view import View
+from omnilit.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One check.
+
+    Args:
+        reads: Paths of the fields that it looks at; it is skipped where one of them already has
+            a problem, or where the chosen task lacks one.
+        check: The problems of a run, none where all is well.
+    """
+
+    reads: tuple[str, ...]
+    check: Callable[[View], list[Problem]]
+
+
+def run_rules(view: View, *, doubtful: Iterable[str] = ()) -> list[Problem]:
+    """The problems of all rules.
+
+    Args:
+        view: The values.
+        doubtful: Paths, of fields or whole groups, that earlier checks found wrong.
+    """
+    wrong = set(doubtful)
+    problems: list[Problem] = []
+    for rule in all_rules():
+        if any(path not in view or _is_within(path, wrong) for path in rule.reads):
+            continue
+        found = rule.check(view)
+        problems += found
+        wrong.update(problem.key for problem in found)
+    return problems
+
+
+def _is_within(path: str, wrong: set[str]) -> bool:
+    """Whether `path` or a group around it is among `wrong`."""
+    parts = path.split(".")
+    return any(".".join(parts[:end]) in wrong for end in range(1, len(parts) + 1))
+
+
+OPTIMIZER: Final = "train.optimizer"
+STYLE: Final = f"{OPTIMIZER}.lr_decay_style"
+SHARD: Final = "train.accelerator.dp_shard_size"
+BATCH: Final = "train.global_batch_size"
+MICRO: Final = "train.micro_batch_size"
+
+
+def all_rules() -> list[Rule]:
+    """Every rule: single fields first, so that rules on several skip the wrong ones."""
+    patterns = (f"{OPTIMIZER}.no_decay_modules", f"{OPTIMIZER}.no_decay_params")
+    decays = (f"{OPTIMIZER}.lr_min", f"{OPTIMIZER}.lr_decay_ratio")
+    return [
+        *(Rule((path,), partial(check_range, path=path)) for path in RANGES),
+        *(Rule((path,), partial(check_name, path=path)) for path in NAMES),
+        *(Rule((path,), partial(_patterns_have_text, path=path)) for path in patterns),
+        Rule(("data.text_keys",), _text_keys_have_text),
+        Rule(("model.config_path", "model.model_path"), _model_is_given),
+        Rule(("data.train_path",), _training_data_is_given),
+        Rule(("data.eval_path",), _validation_data_is_given),
+        Rule(("infer.model_path",), _answering_model_is_given),
+        Rule(("train.eval_steps", "data.eval_path"), _evaluation_has_data),
+        *(Rule((STYLE, path), partial(_constant_rate_stays, path=path)) for path in decays),
+        Rule((STYLE, f"{OPTIMIZER}.lr", f"{OPTIMIZER}.lr_min"), _floor_is_below_peak),
+        Rule(("train.dyn_bsz", "data.dataloader.drop_last"), _packing_drops_no_batch),
+        Rule(("train.checkpoint.load_path", "train.checkpoint.overwrite"), _resume_overwrites_not),
+        Rule((SHARD,), _shards_are_the_ranks),
+        Rule((MICRO, BATCH, SHARD), _step_is_whole_batches),
+    ]
+
+
+def _patterns_have_text(view: View, path: str) -> list[Problem]:
+    if all(pattern.strip() for pattern in view[path]):
+        return []
+    return [Problem(path, "an empty pattern would match every name", "take it out of the list")]
+
+
+def _text_keys_have_text(view: View) -> list[Problem]:
+    keys = view["data.text_keys"]
+    names = [keys] if isinstance(keys, str) else keys
+    if names is None or (names and all(name.strip() for name in names)):
+        return []
+    return [
+        Problem(
+            "data.text_keys",
+            f"{keys!r} names no field of a record",
+            "name the field that holds the text, or leave it out for the one of data.data_type",
+        )
+    ]
+
+
+def _model_is_given(view: View) -> list[Problem]:
+    if view.verb == "infer" or view["model.config_path"] or view["model.model_path"]:
+        return []
+    return [
+        Problem(
+            "model.model_path",
+            "neither model.model_path nor model.config_path is given",
+            "give model_path to start from weights, or config_path to start from random ones",
+        )
+    ]
+
+
+def _training_data_is_given(view: View) -> list[Problem]:
+    if view.verb != "fit" or view["data.train_path"]:
+        return []
+    return [Problem("data.train_path", "no training data is given", "name a file or a folder")]
+
+
+def _validation_data_is_given(view: View) -> list[Problem]:
+    if view.verb != "validate" or view["data.eval_path"]:
+        return []
+    return [Problem("data.eval_path", "no evaluation data is given", "name a file or a folder")]
+
+
+def _answering_model_is_given(view: View) -> list[Problem]:
+    if view.verb != "infer" or view["infer.model_path"]:
+        return []
+    return [Problem("infer.model_path", "no model is given", "name the folder of a trained model")]
+
+
+def _evaluation_has_data(view: View) -> list[Problem]:
+    steps = view["train.eval_steps"]
+    if not steps or view["data.eval_path"]:
+        return []
+    return [
+        Problem(
+            "train.eval_steps",
+            f"evaluation is due every {steps} steps, but data.eval_path is not given",
+            "give data.eval_path, or set eval_steps: 0",
+        )
+    ]
+
+
+def _constant_rate_stays(view: View, path: str) -> list[Problem]:
+    if view[STYLE] != "constant" or not view.is_changed(path):
+        return []
+    return [
+        Problem(
+            path,
+            f"{view[path]} has no effect, because lr_decay_style: constant never decays",
+            "leave it out, or set lr_decay_style to linear or cosine",
+        )
+    ]
+
+
+def _floor_is_below_peak(view: View) -> list[Problem]:
+    peak, floor = view[f"{OPTIMIZER}.lr"], view[f"{OPTIMIZER}.lr_min"]
+    path = f"{OPTIMIZER}.lr_min"
+    if view[STYLE] == "constant" or not view.is_changed(path) or floor <= peak:
+        return []
+    problem = f"{floor} is above lr {peak}, so the rate would rise in its decay"
+    return [Problem(path, problem, "choose lr_min at most lr")]
+
+
+def _packing_drops_no_batch(view: View) -> list[Problem]:
+    path = "data.dataloader.drop_last"
+    if not view["train.dyn_bsz"] or not view.is_changed(path):
+        return []
+    return [
+        Problem(
+            path,
+            "it governs batches without dyn_bsz only; with dyn_bsz: true the last step of a pass "
+            "is always filled and kept",
+            "leave it out",
+        )
+    ]
+
+
+def _resume_overwrites_not(view: View) -> list[Problem]:
+    if view["train.checkpoint.load_path"] != "auto" or not view["train.checkpoint.overwrite"]:
+        return []
+    return [
+        Problem(
+            "train.checkpoint.overwrite",
+            "load_path: auto goes on from the checkpoints that overwrite: true gives up",
+            "keep one of the two",
+        )
+    ]
+
+
+def _shards_are_the_ranks(view: View) -> list[Problem]:
+    size, ranks = view[SHARD], view.world_size
+    if ranks is None or size in {-1, ranks}:
+        return []
+    return [
+        Problem(
+            SHARD,
+            f"{size} shards do not make up the {ranks} ranks of this run",
+            f"set dp_shard_size: -1 or {ranks}; several copies of the shards "
+            "(dp_replicate_size) come with a later release",
+        )
+    ]
+
+
+def _step_is_whole_batches(view: View) -> list[Problem]:
+    batch, micro, ranks = view[BATCH], view[MICRO], view.world_size
+    if batch is None or ranks is None or batch % (micro * ranks) == 0:
+        return []
+    unit = micro * ranks
+    near = max(unit, batch // unit * unit)
+    return [
+        Problem(
+            BATCH,
+            f"{batch} is not a multiple of micro_batch_size {micro} * {ranks} data-parallel ranks",
+            f"use a multiple of {unit}, such as {near}",
+        )
+    ]
