@@ -1,0 +1,1 @@
+"""Pure torch.distributed: meshes, sharding, norms, agreements between ranks."""

@@ -1,0 +1,145 @@
+"""Give a sharded model its values, tensor by tensor, from the first rank's full tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from omnilit.errors import OmniError
+from omnilit.parallel.collectives import is_distributed, raise_together
+
+END, FAILED = -1, -2  # what rank 0 sends in place of a tensor's number
+MAX_LISTED = 8
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, tied ones once, the non-persistent buffers included."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def fill_parameter(parameter: Tensor, full: Tensor) -> None:
+    """Copy this rank's part of `full` into `parameter`, without communication.
+
+    Args:
+        parameter: A tensor, or a DTensor with any sharded or replicated placements.
+        full: The whole tensor, on any device and of any dtype.
+
+    Raises:
+        OmniError: The shapes differ.
+    """
+    if parameter.shape != full.shape:
+        raise OmniError(f"cannot fill shape {list(parameter.shape)} from {list(full.shape)}")
+    with torch.no_grad():
+        if not isinstance(parameter, DTensor):
+            parameter.copy_(full)
+            return
+        sizes, offsets = compute_local_shape_and_global_offset(
+            full.shape, parameter.device_mesh, parameter.placements
+        )
+        if all(sizes):  # a rank beyond the last row holds nothing
+            part = tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
+            parameter.to_local().copy_(full[part])
+
+
+def broadcast_from_first(
+    tensor: Tensor | None, *, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Hand rank 0's `tensor` to every rank; the identity in a single process.
+
+    Args:
+        tensor: The values on rank 0; not looked at elsewhere.
+        shape: Its shape, known on every rank.
+        dtype: The type to send it in.
+        device: Where the backend of the process group works.
+    """
+    if not is_distributed() or dist.get_rank() == 0:
+        assert tensor is not None, "rank 0 holds the values"
+        buffer = tensor.detach().to(device=device, dtype=dtype).contiguous()
+    else:
+        buffer = torch.empty(shape, dtype=dtype, device=device)
+    if is_distributed() and dist.get_world_size() > 1:
+        dist.broadcast(buffer, src=0)
+    return buffer
+
+
+def fill(
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    device: torch.device,
+    names: Iterable[str] | None = None,
+) -> None:
+    """Fill tensors of `model`, each exactly once, on all ranks; every rank must call.
+
+    Args:
+        model: No tensor of it that is to be filled is on the meta device.
+        tensors: Names and full values; only rank 0 iterates, so that it may be a generator that
+            reads files. An error in it is raised on every rank.
+        device: Where the backend of the process group works.
+        names: What must be filled; default: all of `named_tensors`.
+
+    Raises:
+        OmniError: A name is unknown, comes twice or is missing, or a shape differs.
+    """
+    known = named_tensors(model)
+    open_names = list(known if names is None else names)
+    if is_distributed() and dist.get_rank() != 0:
+        _receive(known, open_names, device)
+    else:
+        _send(known, open_names, tensors, device)
+
+
+def _send(
+    known: dict[str, Tensor],
+    names: list[str],
+    tensors: Iterable[tuple[str, Tensor]],
+    device: torch.device,
+) -> None:
+    try:
+        for index, name, full in _checked(known, names, tensors):
+            _announce(index, device)
+            _fill_one(known[name], full, device)
+    except BaseException as error:  # the others wait for the next tensor: tell them first
+        _announce(FAILED, device)
+        raise_together(error)
+        raise
+    _announce(END, device)
+
+
+def _checked(
+    known: dict[str, Tensor], names: list[str], tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[int, str, Tensor]]:
+    waiting = {name: index for index, name in enumerate(names)}
+    for name, full in tensors:
+        if name not in waiting:
+            raise OmniError(f"{name} is not a tensor that is to be filled, or it came twice")
+        if known[name].shape != full.shape:
+            wanted, found = list(known[name].shape), list(full.shape)
+            raise OmniError(f"{name} has the shape {wanted} and cannot be filled from {found}")
+        yield waiting.pop(name), name, full
+    if waiting:
+        listed = ", ".join(list(waiting)[:MAX_LISTED])
+        raise OmniError(f"{len(waiting)} tensors of the model got no value: {listed}")
+
+
+def _receive(known: dict[str, Tensor], names: list[str], device: torch.device) -> None:
+    while (index := _announce(0, device)) not in (END, FAILED):
+        _fill_one(known[names[index]], None, device)
+    if index == FAILED:
+        raise_together(None)
+
+
+def _announce(number: int, device: torch.device) -> int:
+    """Rank 0's `number` on every rank: which tensor comes next, or that none does."""
+    sent = torch.tensor(number, dtype=torch.int64)
+    return int(broadcast_from_first(sent, shape=sent.shape, dtype=sent.dtype, device=device))
+
+
+def _fill_one(parameter: Tensor, full: Tensor | None, device: torch.device) -> None:
+    shape, dtype = parameter.shape, parameter.dtype
+    fill_parameter(parameter, broadcast_from_first(full, shape=shape, dtype=dtype, device=device))
