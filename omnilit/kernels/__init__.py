@@ -1,0 +1,1 @@
+"""Kernel slots and their backends; nothing here knows a model."""

@@ -1,0 +1,150 @@
+"""The head and its cross-entropy in one: logits are never kept for more tokens than needed."""
+
+# R supervised rows, D hidden size, V vocabulary
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from omnilit.types import IGNORE
+
+MAX_LOGITS: Final = 2**26  # above this many (256 MiB in float32) logits exist a chunk at a time
+
+
+class HeadKernel(Protocol):
+    """The signature of the slot `cross_entropy_loss`."""
+
+    def __call__(
+        self,
+        hidden_RD: Tensor,
+        weight_VD: Tensor,
+        targets_R: Tensor,
+        *,
+        bias_V: Tensor | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of each target.
+
+        Args:
+            hidden_RD: What the head is applied to, [R, D]; R may be 0.
+            weight_VD: The head's weight [V, D].
+            targets_R: Token ids [R]; IGNORE gives 0 and no gradient.
+            bias_V: The head's bias [V], if any.
+            softcap: Logits pass through `softcap * tanh(logit / softcap)` where given.
+
+        Returns:
+            One float32 loss a row, [R].
+        """
+        ...
+
+
+def eager(
+    hidden_RD: Tensor,
+    weight_VD: Tensor,
+    targets_R: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The reference: all logits, in float32; see `HeadKernel`."""
+    logits_RV = _cap(linear(hidden_RD, weight_VD, bias_V).float(), softcap)
+    return cross_entropy(logits_RV, targets_R, reduction="none", ignore_index=IGNORE)
+
+
+def chunk_loss(
+    hidden_RD: Tensor,
+    weight_VD: Tensor,
+    targets_R: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """All logits at once up to MAX_LOGITS of them, in chunks of that size above; see `HeadKernel`.
+
+    Small problems gain nothing from chunks, which compute the logits twice.
+    """
+    if hidden_RD.shape[0] * weight_VD.shape[0] <= MAX_LOGITS:
+        return eager(hidden_RD, weight_VD, targets_R, bias_V=bias_V, softcap=softcap)
+    num_rows = max(1, MAX_LOGITS // weight_VD.shape[0])
+    return chunked(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)
+
+
+def chunked(
+    hidden_RD: Tensor,
+    weight_VD: Tensor,
+    targets_R: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    num_rows: int,
+) -> Tensor:
+    """As `HeadKernel`, with the logits of `num_rows` rows in memory at a time, backward too."""
+    # torch does not type Function.apply
+    return _Chunked.apply(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)  # type: ignore[return-value]
+
+
+def _cap(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _Chunked(torch.autograd.Function):
+    """Keeps one log-normaliser a row and computes each chunk's logits again in backward.
+
+    So it is exact for any weighting of the rows, and costs nothing without gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_RD: Tensor,
+        weight_VD: Tensor,
+        targets_R: Tensor,
+        bias_V: Tensor | None,
+        softcap: float | None,
+        num_rows: int,
+    ) -> Tensor:
+        losses, norms = [], []
+        for hidden, targets in zip(
+            hidden_RD.split(num_rows), targets_R.split(num_rows), strict=True
+        ):
+            logits = _cap(linear(hidden, weight_VD, bias_V).float(), softcap)
+            norm = logits.logsumexp(-1)
+            picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+            losses.append((norm - picked).masked_fill(targets == IGNORE, 0.0))
+            norms.append(norm)
+        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, bias_V, torch.cat(norms))
+        ctx.softcap, ctx.num_rows = softcap, num_rows
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_RD, weight_VD, targets_R, bias_V, norm_R = ctx.saved_tensors
+        grad_R = grads[0].masked_fill(targets_R == IGNORE, 0.0)
+        grad_hidden = torch.empty_like(hidden_RD)
+        # Sums over chunks in the weight's own bfloat16 would round once a chunk.
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        for start in range(0, hidden_RD.shape[0], ctx.num_rows):
+            rows = slice(start, start + ctx.num_rows)
+            logits = _cap(linear(hidden_RD[rows], weight_VD, bias_V).float(), ctx.softcap)
+            grad = (logits - norm_R[rows, None]).exp()
+            grad.scatter_add_(
+                1, targets_R[rows].clamp(min=0)[:, None], -torch.ones_like(grad[:, :1])
+            )
+            grad *= grad_R[rows, None]
+            if ctx.softcap is not None:
+                grad *= 1 - (logits / ctx.softcap) ** 2
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            grad = grad.to(hidden_RD.dtype)
+            grad_hidden[rows] = grad @ weight_VD
+            grad_weight += grad.t() @ hidden_RD[rows]
+        grad_weight = grad_weight.to(weight_VD.dtype)
+        return grad_hidden, grad_weight, None, _like(grad_bias, bias_V), None, None
+
+
+def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if grad is None or parameter is None else grad.to(parameter.dtype)

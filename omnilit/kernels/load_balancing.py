@@ -1,0 +1,39 @@
+"""The router's balance loss: the reference of the slot `load_balancing_loss`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def eager(
+    router_logits: Sequence[Tensor],
+    *,
+    num_experts: int,
+    top_k: int,
+    is_real: Tensor | None = None,
+) -> Tensor:
+    """How unevenly tokens are spread over experts: `top_k` when even, more otherwise.
+
+    With f_e the share of routed slots a token gives to expert e and P_e the mean probability
+    of e, both over the tokens of all layers, the loss is E * sum_e f_e P_e. Only P has gradient.
+
+    Args:
+        router_logits: One tensor [T, E] a layer.
+        num_experts: E.
+        top_k: Experts a token is sent to.
+        is_real: True for the tokens [T] that count; all where None.
+
+    Returns:
+        A float32 scalar.
+
+    Source: Switch Transformers, arXiv 2101.03961, equations 4 to 6, with top_k > 1.
+    """
+    logits = torch.cat([layer if is_real is None else layer[is_real] for layer in router_logits])
+    probabilities = logits.float().softmax(-1)
+    chosen = probabilities.topk(top_k, dim=-1).indices
+    slots = torch.bincount(chosen.flatten(), minlength=num_experts).float()
+    num_rows = max(1, logits.shape[0])
+    return num_experts * (slots / num_rows * (probabilities.sum(0) / num_rows)).sum()

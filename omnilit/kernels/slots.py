@@ -1,0 +1,133 @@
+"""All kernel slots, by the field of `ops_implementation` that chooses their backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from omnilit.kernels.slot import OpSlot, Requirement
+
+_KEY: Final = "model.ops_implementation"
+_KERNELS: Final = "omnilit.kernels"
+_LIGER: Final = Requirement("cuda", packages=("liger-kernel", "triton"))
+_FLA: Final = Requirement("cuda", packages=("flash-linear-attention", "triton"))
+_TRITON: Final = Requirement("cuda", packages=("triton",))
+_NPU: Final = Requirement("npu", packages=("torch-npu",))
+
+
+def _attention() -> OpSlot:
+    slot = OpSlot(
+        "attention", key=f"{_KEY}.attn_implementation", eager=f"{_KERNELS}.attention:eager"
+    )
+    slot.register("sdpa", f"{_KERNELS}.attention:sdpa")
+    slot.register(
+        "flash_attention_2",
+        f"{_KERNELS}.adapters.flash_attention:flash_attention_2",
+        Requirement("cuda", min_sm=80, packages=("flash-attn",)),
+    )
+    for name, needs in {
+        "flash_attention_3": Requirement("cuda", 90, 90, ("flash-attn-3",)),
+        "flash_attention_4": Requirement("cuda", min_sm=90, packages=("flash-attn-4",)),
+        "flex_attention": Requirement("cuda", min_sm=80, packages=("triton",)),
+    }.items():
+        slot.register(name, None, needs)
+    return slot
+
+
+def _moe() -> OpSlot:
+    slot = OpSlot("moe", key=f"{_KEY}.moe_implementation", eager=f"{_KERNELS}.moe:eager")
+    slot.register("fused_triton", None, Requirement("cuda", min_sm=70, packages=("triton",)))
+    slot.register("fused_quack", None, Requirement("cuda", min_sm=90, packages=("quack-kernels",)))
+    slot.register("fused_npu", None, _NPU)
+    return slot
+
+
+def _cross_entropy() -> OpSlot:
+    key = f"{_KEY}.cross_entropy_loss_implementation"
+    slot = OpSlot("cross_entropy_loss", key=key, eager=f"{_KERNELS}.cross_entropy:eager")
+    slot.register("chunk_loss", f"{_KERNELS}.cross_entropy:chunk_loss")
+    slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:cross_entropy", _LIGER)
+    slot.register("npu", f"{_KERNELS}.cross_entropy:chunk_loss", _NPU)  # documented as an alias
+    return slot
+
+
+def _rms_norm() -> OpSlot:
+    key = f"{_KEY}.rms_norm_implementation"
+    slot = OpSlot("rms_norm", key=key, eager=f"{_KERNELS}.rms_norm:eager")
+    slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:rms_norm", _LIGER)
+    slot.register("npu", None, _NPU)
+    slot.register("triton", None, _TRITON)
+    return slot
+
+
+def _swiglu() -> OpSlot:
+    key = f"{_KEY}.swiglu_mlp_implementation"
+    slot = OpSlot("swiglu_mlp", key=key, eager=f"{_KERNELS}.swiglu:eager")
+    slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:swiglu", _LIGER)
+    return slot
+
+
+def _rotary() -> OpSlot:
+    key = f"{_KEY}.rotary_pos_emb_implementation"
+    slot = OpSlot("rotary_pos_emb", key=key, eager=f"{_KERNELS}.rope:eager")
+    slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:rotary", _LIGER)
+    slot.register("npu", None, _NPU)
+    slot.register("triton", None, _TRITON)
+    return slot
+
+
+def _load_balancing() -> OpSlot:
+    key = f"{_KEY}.load_balancing_loss_implementation"
+    slot = OpSlot("load_balancing_loss", key=key, eager=f"{_KERNELS}.load_balancing:eager")
+    slot.register("triton", None, Requirement(packages=("triton",)))
+    return slot
+
+
+def _linear_attention(name: str, others: Mapping[str, Requirement]) -> OpSlot:
+    target = f"{_KERNELS}.linear_attention:{name}"
+    slot = OpSlot(name, key=f"{_KEY}.{name}_implementation", eager=target)
+    for backend, needs in others.items():
+        slot.register(backend, None, needs)
+    return slot
+
+
+# A registry of names: plug-ins add backends to these slots.
+SLOTS: Final[Mapping[str, OpSlot]] = MappingProxyType(
+    {
+        "attn_implementation": _attention(),
+        "moe_implementation": _moe(),
+        "cross_entropy_loss_implementation": _cross_entropy(),
+        "rms_norm_implementation": _rms_norm(),
+        "swiglu_mlp_implementation": _swiglu(),
+        "rotary_pos_emb_implementation": _rotary(),
+        "load_balancing_loss_implementation": _load_balancing(),
+        "rms_norm_gated_implementation": _linear_attention("rms_norm_gated", {"fla": _FLA}),
+        "causal_conv1d_implementation": _linear_attention("causal_conv1d", {"fla": _FLA}),
+        "chunk_gated_delta_rule_implementation": _linear_attention(
+            "chunk_gated_delta_rule",
+            {"fla": _FLA, "flash_qla": Requirement("cuda", 90, 90, ("flash-qla",))},
+        ),
+    }
+)
+
+# Asked of a machine only when a model with linear attention binds them.
+BOUND_LATE: Final = frozenset(
+    {
+        "rms_norm_gated_implementation",
+        "causal_conv1d_implementation",
+        "chunk_gated_delta_rule_implementation",
+    }
+)
+
+# What the general operations may be on an Ascend NPU, whatever the model.
+NPU_ALLOW_LIST: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "moe_implementation": ("eager", "fused_npu"),
+        "cross_entropy_loss_implementation": ("eager", "chunk_loss", "npu"),
+        "rms_norm_implementation": ("eager", "npu"),
+        "swiglu_mlp_implementation": ("eager",),
+        "rotary_pos_emb_implementation": ("eager", "npu"),
+        "load_balancing_loss_implementation": ("eager", "triton"),
+    }
+)

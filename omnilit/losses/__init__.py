@@ -1,0 +1,1 @@
+"""Losses as sums over targets, so that they add up over micro-batches and ranks."""

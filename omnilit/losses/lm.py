@@ -1,0 +1,31 @@
+"""The terms of a language model's loss."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import Tensor
+
+from omnilit.types import LossTerm
+
+LM: Final = "lm"
+BALANCE: Final = "balance"
+
+
+def lm_terms(
+    token_losses: Tensor, *, aux_loss: Tensor | None = None, aux_coefficient: float = 0.0
+) -> dict[str, LossTerm]:
+    """Sums whose mean over a step's supervised tokens is its loss.
+
+    The router's balance loss belongs to a micro-batch as a whole. Counted once a supervised
+    token, it enters the step's mean with the micro-batch's share of the step's tokens.
+
+    Args:
+        token_losses: Negative log-likelihoods [R] of the R supervised tokens.
+        aux_loss: The balance loss, a scalar, where the model has one.
+        aux_coefficient: Its weight beside the token losses.
+    """
+    terms = {LM: LossTerm(token_losses.sum())}
+    if aux_loss is not None:
+        terms[BALANCE] = LossTerm(aux_coefficient * token_losses.numel() * aux_loss)
+    return terms

@@ -1,0 +1,120 @@
+"""The eager references of the slots beside transformers' own code."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from omnilit.kernels import linear_attention, load_balancing, moe, rms_norm, rope, swiglu
+from tests.helpers.models import tiny
+
+
+def test_rms_norm_scales_to_unit_mean_square():
+    x = torch.tensor([[3.0, -4.0]])
+    expected = x / (12.5 + 0.5) ** 0.5
+    weight = torch.tensor([2.0, 1.0])
+    torch.testing.assert_close(rms_norm.eager(x, weight, eps=0.5), expected * weight)
+    torch.testing.assert_close(
+        rms_norm.eager(x, weight, eps=0.5, offset=1.0), expected * (weight + 1)
+    )
+
+
+@pytest.mark.parametrize(("family", "offset"), [("llama", 0.0), ("gemma3", 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_equals_the_families(family, offset, dtype):
+    norm = tiny(family).model.norm.to(dtype)
+    x = torch.randn(3, 64).to(dtype)
+    eps = getattr(norm, "variance_epsilon", 0.0) or norm.eps
+    assert torch.equal(rms_norm.eager(x, norm.weight, eps=eps, offset=offset), norm(x))
+
+
+def test_swiglu_gates():
+    gate, up = torch.tensor([0.0, 2.0]), torch.tensor([3.0, 4.0])
+    torch.testing.assert_close(
+        swiglu.eager(gate, up), torch.tensor([0.0, 8 / (1 + 2.718281828**-2)])
+    )
+
+
+def test_rotary_equals_llama():
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    q, k, angles = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 5, 4)
+    cos, sin = angles.repeat(1, 1, 2).cos(), angles.repeat(1, 1, 2).sin()
+    for ours, theirs in zip(
+        rope.eager(q, k, cos, sin), apply_rotary_pos_emb(q, k, cos, sin), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(rope.eager(q, k, cos, sin)[0].norm(), q.norm())
+
+
+def test_experts_equal_the_models_own():
+    experts = tiny("qwen3_moe").model.layers[0].mlp.experts
+    hidden, weights = torch.randn(9, 64), torch.rand(9, 2)
+    index = torch.randint(0, 7, (9, 2))  # expert 7 stays empty
+    ours = moe.eager(experts, hidden, index, weights)
+    torch.testing.assert_close(ours, experts(hidden, index, weights))
+
+
+def test_experts_skip_ids_past_the_last_one():
+    experts: Any = SimpleNamespace(
+        gate_up_proj=torch.randn(2, 4, 3), down_proj=torch.randn(2, 3, 2), act_fn=silu
+    )
+    out = moe.eager(experts, torch.randn(1, 3), torch.tensor([[2]]), torch.ones(1, 1))
+    assert not out.any()
+
+
+def test_the_balance_loss_of_an_even_router_is_top_k():
+    logits = 20 * torch.eye(4).repeat(3, 1) + 10 * torch.eye(4).roll(1, 0).repeat(3, 1)
+    loss = load_balancing.eager([logits, logits], num_experts=4, top_k=2)
+    assert loss.item() == pytest.approx(2.0, rel=1e-4)
+
+
+def test_the_balance_loss_equals_transformers_with_its_gradient():
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+    logits = [torch.randn(7, 8, requires_grad=True) for _ in range(2)]
+    is_real = torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    for mask in (None, is_real):
+        ours = load_balancing.eager(logits, num_experts=8, top_k=2, is_real=mask)
+        row: Any = None if mask is None else mask[None].long()
+        theirs = load_balancing_loss_func((logits[0], logits[1]), 8, 2, row)  # type: ignore[arg-type]
+        assert isinstance(theirs, torch.Tensor)
+        torch.testing.assert_close(ours, theirs)
+        grads = [torch.autograd.grad(loss, logits) for loss in (ours, theirs)]
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_gated_norm_equals_qwen3_next():
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
+
+    norm, x, gate = Qwen3NextRMSNormGated(8, eps=1e-5), torch.randn(3, 8), torch.randn(3, 8)
+    torch.nn.init.normal_(norm.weight)
+    ours = linear_attention.rms_norm_gated(x, gate, norm.weight, eps=1e-5)
+    torch.testing.assert_close(ours, norm(x, gate))
+
+
+def test_convolution_sees_the_past_of_its_own_segment():
+    x, weight, bias = torch.randn(6, 2), torch.randn(2, 3), torch.randn(2)
+    out = linear_attention.causal_conv1d(x, weight, bias, bounds=(0, 4, 6))
+    third = silu((x[1:4] * weight.t()).sum(0) + bias)
+    first_of_second = silu(x[4] * weight[:, 2] + bias)
+    torch.testing.assert_close(out[3], third)
+    torch.testing.assert_close(out[4], first_of_second)
+    assert out.shape == x.shape
+
+
+def test_delta_rule_equals_qwen3_next_a_segment_at_a_time():
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+
+    q, k, v = torch.randn(7, 2, 4), torch.randn(7, 2, 4), torch.randn(7, 4, 3)
+    decay, beta = -torch.rand(7, 4), torch.rand(7, 4)
+    ours = linear_attention.chunk_gated_delta_rule(q, k, v, decay, beta, bounds=(0, 3, 7))
+    for a, b in ((0, 3), (3, 7)):
+        part = [x[None, a:b] for x in (q, k, v, decay, beta)]
+        theirs, _ = torch_recurrent_gated_delta_rule(*part, use_qk_l2norm_in_kernel=True)
+        torch.testing.assert_close(ours[a:b], theirs[0], rtol=1e-4, atol=1e-5)
