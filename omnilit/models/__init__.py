@@ -1,0 +1,1 @@
+"""Models of transformers: built on meta, filled with weights, bound to kernels."""

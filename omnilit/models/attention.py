@@ -1,0 +1,187 @@
+"""Our packed attention inside models of transformers: one function, a kernel per instance."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from omnilit.errors import ConfigError, KernelError
+from omnilit.kernels.attention import AttentionKernel, AttentionRule
+from omnilit.models.calls import CallCounter
+
+FIELD: Final = "attn_implementation"
+_KEY: Final = "model.ops_implementation.attn_implementation"
+# transformers reads meaning into "sdpa" and "flash" inside a name, so ours holds neither.
+_NAME: Final = "omnilit_packed"
+_ATTRIBUTE: Final = "omnilit_attention"
+_PACKABLE_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
+_SLIDING_MASKS: Final = ("create_sliding_window_causal_mask", "create_chunked_causal_mask")
+# Arguments of the interface that change the result and that our kernels do not have.
+_UNSUPPORTED: Final = ("attention_mask", "position_bias", "indices", "block_indices", "sinks")
+
+
+@dataclass(slots=True)
+class ModuleAttention:
+    """What one attention module computes with; it hangs on the module, so instances differ.
+
+    Args:
+        kernel: The backend.
+        counter: Counts the calls until the first step is checked.
+    """
+
+    kernel: AttentionKernel
+    counter: CallCounter
+
+
+def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: CallCounter) -> int:
+    """Route every attention module of this instance through packed attention over `kernel`.
+
+    transformers has no mask builder for our name, so it builds no mask at all; the bounds reach
+    `packed_attention` through the keyword arguments of the model's forward.
+
+    Returns:
+        Number of attention modules.
+
+    Raises:
+        ConfigError: The model mixes tokens in a way that packing would break.
+    """
+    modules = [module for module in model.modules() if _is_attention(module)]
+    refuse_unpackable(model, modules)
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, packed_attention)
+    model.set_attn_implementation(_NAME)
+    for module in modules:
+        setattr(module, _ATTRIBUTE, ModuleAttention(kernel, counter))
+    model.register_forward_pre_hook(_refuse_padding, with_kwargs=True)
+    return len(modules)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls as its attention function; its interface fixes this signature.
+
+    Args:
+        module: The attention module, bound by `bind_attention`.
+        query: [B, N, T, H].
+        key: [B, K, L, H].
+        value: [B, K, L, V].
+        attention_mask: Always None: segments and causality take its place.
+        scaling: Factor on the scores.
+        dropout: Probability that a weight is dropped.
+        kwargs: What the model passes on, of which `cu_seq_lens_q` are the bounds.
+
+    Returns:
+        [B, T, N, V], and no weights.
+
+    Raises:
+        KernelError: The module is not bound, the bounds do not fit, or the model asks for
+            something that packed attention does not have.
+    """
+    bound: ModuleAttention | None = getattr(module, _ATTRIBUTE, None)
+    given = {"attention_mask": attention_mask, **kwargs}
+    if bound is None or any(given.get(name) is not None for name in _UNSUPPORTED):
+        raise _refusal(module, is_bound=bound is not None, given=given)
+    bound.counter.add(FIELD)
+    is_causal = kwargs.get("is_causal")
+    rule = AttentionRule(
+        scale=scaling,
+        window=kwargs.get("sliding_window"),
+        softcap=kwargs.get("softcap"),
+        dropout=dropout,
+        is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
+    )
+    bounds = _checked_bounds(kwargs.get("cu_seq_lens_q"), query, key)
+    sinks = kwargs.get("s_aux")
+    return bound.kernel(query, key, value, bounds=bounds, rule=rule, sinks_N=sinks), None
+
+
+def refuse_unpackable(model: PreTrainedModel, modules: Sequence[nn.Module]) -> None:
+    """Stop before a model whose sequences would leak into each other without a word.
+
+    Args:
+        model: The model.
+        modules: Its attention modules.
+
+    Raises:
+        ConfigError: With the reason.
+    """
+    reason = next(_unpackable_reasons(model, modules), None)
+    if reason is not None:
+        raise ConfigError(
+            key="model.config_path",
+            problem=f"{type(model).__name__} cannot be trained on packed sequences: {reason}",
+            fix="choose a model whose layers are full or sliding-window attention",
+        )
+
+
+def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) -> Iterator[str]:
+    if not modules:
+        yield "it has no attention that goes through transformers' attention interface"
+    others = set(getattr(model.config, "layer_types", None) or ()) - _PACKABLE_LAYERS
+    if others:
+        yield f"its layers include {', '.join(sorted(others))}"
+    if getattr(model, "_is_stateful", False):
+        yield "it carries a state along the sequence"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv1d):
+            yield f"{name} convolves along the sequence"
+    for cls in {type(module) for module in modules}:
+        source = inspect.getsource(inspect.unwrap(cls.forward))
+        builders = vars(inspect.getmodule(cls))
+        if "sliding_window" not in source and any(mask in builders for mask in _SLIDING_MASKS):
+            yield f"{cls.__name__} leaves its window to a mask"
+
+
+def _refuse_padding(module: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Without a mask builder transformers would drop a padding mask, and padding would leak."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all()):
+        raise KernelError(
+            key=_KEY,
+            problem=f"{type(module).__name__} was given a mask with padding, and packed attention "
+            "has none",
+            fix="pack the sequences, or generate one prompt at a time",
+        )
+
+
+def _is_attention(module: nn.Module) -> bool:
+    forward = inspect.unwrap(type(module).forward)
+    code = getattr(forward, "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _checked_bounds(bounds: Sequence[int] | None, query: Tensor, key: Tensor) -> Sequence[int]:
+    batch, _, num_tokens, _ = query.shape
+    if bounds is None:
+        return (0, num_tokens)
+    if batch != 1 or bounds[-1] != num_tokens or key.shape[2] != num_tokens:
+        raise KernelError(
+            key=_KEY,
+            problem=f"bounds that end at {bounds[-1]} came with {batch} rows of {num_tokens} "
+            f"queries and {key.shape[2]} keys",
+            fix="pack into one row whose length is the last bound, without a cache",
+        )
+    return bounds
+
+
+def _refusal(module: nn.Module, *, is_bound: bool, given: dict[str, Any]) -> KernelError:
+    name = type(module).__name__
+    if not is_bound:
+        problem = f"{name} calls the attention function and was not bound to a kernel"
+    else:
+        asked = [key for key in _UNSUPPORTED if given.get(key) is not None]
+        problem = f"{name} passes {', '.join(asked)}, which packed attention does not have"
+    return KernelError(key=_KEY, problem=problem, fix="train another model, or report this one")

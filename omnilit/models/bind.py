@@ -1,0 +1,242 @@
+"""Put the chosen kernels on one model instance; classes and modules are never changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
+from typing import Any, Final
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from omnilit.errors import KernelError, Problem
+from omnilit.kernels.resolve import KernelSet
+from omnilit.kernels.slot import Kernel
+from omnilit.kernels.slots import SLOTS
+from omnilit.models import attention, head, places
+from omnilit.models.calls import CallCounter
+
+_MOE: Final = "moe_implementation"
+_RMS_NORM: Final = "rms_norm_implementation"
+_SWIGLU: Final = "swiglu_mlp_implementation"
+_ROTARY: Final = "rotary_pos_emb_implementation"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one slot in one model.
+
+    Args:
+        field: Its field of `ops_implementation`.
+        backend: What was chosen.
+        num_places: Modules of the model that the slot stands for.
+        is_bound: Whether our kernel runs there; else it is the model's own code.
+        why: How the choice was made.
+    """
+
+    field: str
+    backend: str
+    num_places: int
+    is_bound: bool
+    why: str
+
+
+class Binding:
+    """The kernels on one model instance.
+
+    Args:
+        head: Runs the model with its head as the loss.
+        table: One row a slot.
+        counter: What the bound kernels count their calls in.
+    """
+
+    def __init__(self, *, head: head.HeadLoss, table: Sequence[Row], counter: CallCounter) -> None:
+        self.head = head
+        self.table = tuple(table)
+        self._counter = counter
+
+    def rows(self) -> tuple[tuple[str, ...], list[tuple[str, str, int, str, str]]]:
+        """Header and rows of the table that is logged at the start."""
+        rows = [
+            (SLOTS[row.field].name, row.backend, row.num_places, _what_runs(row), row.why)
+            for row in self.table
+        ]
+        return ("operation", "backend", "places", "runs", "why"), rows
+
+    def verify_called(self) -> None:
+        """Check after the first step that what was bound was called, then stop counting.
+
+        Raises:
+            KernelError: A kernel was bound and the model went past it; all such slots.
+        """
+        problems = [
+            Problem(
+                SLOTS[row.field].key,
+                f"{row.backend!r} was bound in {row.num_places} places and never called",
+                "set it to eager",
+            )
+            for row in self.table
+            if row.is_bound and not self._counter.of(row.field)
+        ]
+        if problems:
+            raise KernelError.of(problems)
+        self._counter.stop()
+
+
+def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
+    """Bind every slot of `kernels` that `model` has a place for.
+
+    Call it before parallelism, recompute and compilation, which capture what is bound here. The
+    model needs a configuration of its own: attention is chosen through it.
+
+    Args:
+        model: Only this instance is changed; on any device, meta included.
+        kernels: From `resolve_kernels`.
+
+    Raises:
+        ConfigError: The model cannot be packed, or its head cannot compute the loss.
+        KernelError: A backend that was given by name has no place in this model.
+    """
+    counter = CallCounter()
+    found = {field: find(model) for field, find in _FINDERS.items()}
+    _refuse_placeless(model, kernels, found)
+    num_attention = attention.bind_attention(model, kernels.kernel(attention.FIELD), counter)
+    loss = head.HeadLoss.bind(model, kernels.kernel(head.FIELD), counter=counter)
+    table = []
+    for field, choice in kernels.choices.items():
+        if field in (attention.FIELD, head.FIELD):
+            number, is_bound = (num_attention if field == attention.FIELD else 1), True
+        else:
+            modules = found.get(field, [])
+            number, is_bound = len(modules), bool(modules) and choice.backend != "eager"
+            if is_bound:
+                _BINDERS[field](modules, kernels.kernel(field), counter)
+        table.append(Row(field, choice.backend, number, is_bound, choice.why))
+    if found[_MOE] and kernels.choices[_MOE].backend == "eager":
+        model.set_experts_implementation("eager")
+    return Binding(head=loss, table=table, counter=counter)
+
+
+def _what_runs(row: Row) -> str:
+    if not row.num_places:
+        return "no place"
+    return "bound" if row.is_bound else "the model's own code"
+
+
+def _refuse_placeless(
+    model: PreTrainedModel, kernels: KernelSet, found: dict[str, list[nn.Module]]
+) -> None:
+    always = (attention.FIELD, head.FIELD)
+    has = [SLOTS[field].name for field in SLOTS if field in always or found.get(field)]
+    problems = [
+        Problem(
+            SLOTS[field].key,
+            f"{choice.backend!r} has no place in {type(model).__name__}, whose slots are "
+            f"{', '.join(has)}",
+            "leave the field out, or set it to eager",
+        )
+        for field, choice in kernels.choices.items()
+        if field not in always
+        and choice.is_given
+        and choice.backend != "eager"
+        and not found.get(field)
+    ]
+    if problems:
+        raise KernelError.of(problems)
+
+
+def _find(test: Callable[[nn.Module], bool]) -> Callable[[nn.Module], list[nn.Module]]:
+    return lambda model: [module for module in model.modules() if test(module)]
+
+
+def _bind_experts(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    def forward(self: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        counter.add(_MOE)
+        return kernel(self, hidden, index, weights)
+
+    for module in modules:
+        module.forward = MethodType(forward, module)
+
+
+def _bind_rms_norm(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    for module in modules:
+        eps, offset = places.rms_eps(module), places.measure_rms_offset(module)
+
+        def forward(
+            self: nn.Module, hidden: Tensor, _eps: float = eps, _offset: float | None = offset
+        ) -> Tensor:
+            counter.add(_RMS_NORM)
+            return kernel(hidden, self.weight, eps=_eps, offset=_offset)
+
+        module.forward = MethodType(forward, module)
+
+
+def _bind_swiglu(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        counter.add(_SWIGLU)
+        return self.down_proj(kernel(self.gate_proj(x), self.up_proj(x)))
+
+    for module in modules:
+        module.forward = MethodType(forward, module)
+
+
+def _bind_rotary(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    def rotary(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        counter.add(_ROTARY)
+        return kernel(*args, **kwargs)
+
+    spaces: dict[str, ModuleType] = {}
+    for module in modules:
+        forward = type(module).forward
+        source = forward.__globals__["__name__"]
+        if source not in spaces:
+            spaces[source] = _copy_space(forward, {places.ROTARY_NAME: rotary}, id(counter))
+        _rebuild_forward(module, spaces[source])
+
+
+def _copy_space(forward: FunctionType, names: dict[str, object], number: int) -> ModuleType:
+    """A module like the one `forward` was written in, with other values for `names`.
+
+    It stands in `sys.modules` under a name of its own: torch.compile guards on globals through
+    the module that they say they belong to.
+    """
+    space = ModuleType(f"{forward.__globals__['__name__']}__omnilit_{number:x}")
+    vars(space).update({**forward.__globals__, "__name__": space.__name__, **names})
+    sys.modules[space.__name__] = space
+    return space
+
+
+def _rebuild_forward(module: nn.Module, space: ModuleType) -> None:
+    """Give one instance a copy of its class's forward whose globals are those of `space`."""
+    forward = type(module).forward
+    copy = FunctionType(
+        forward.__code__,
+        vars(space),
+        forward.__name__,
+        forward.__defaults__,
+        forward.__closure__,
+    )
+    copy.__kwdefaults__, copy.__annotations__ = forward.__kwdefaults__, forward.__annotations__
+    module.forward = MethodType(copy, module)
+
+
+_FINDERS: Final[Mapping[str, Callable[[nn.Module], list[nn.Module]]]] = MappingProxyType(
+    {
+        _MOE: _find(places.is_experts),
+        _RMS_NORM: _find(lambda module: places.measure_rms_offset(module) is not None),
+        _SWIGLU: _find(places.is_swiglu),
+        _ROTARY: _find(places.uses_rotary),
+    }
+)
+_BINDERS: Final[Mapping[str, Callable[[Sequence[nn.Module], Kernel, CallCounter], None]]] = (
+    MappingProxyType(
+        {
+            _MOE: _bind_experts,
+            _RMS_NORM: _bind_rms_norm,
+            _SWIGLU: _bind_swiglu,
+            _ROTARY: _bind_rotary,
+        }
+    )
+)

@@ -1,0 +1,156 @@
+"""The head is the loss: no logit is computed for a token that is not supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Final
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from omnilit.errors import ConfigError
+from omnilit.kernels.cross_entropy import HeadKernel
+from omnilit.models.calls import CallCounter
+from omnilit.models.head_form import read_head
+from omnilit.types import IGNORE, MicroBatch
+
+FIELD: Final = "cross_entropy_loss_implementation"
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOutput:
+    """What one forward over a packed micro-batch yields.
+
+    Args:
+        token_losses: Negative log-likelihood of every supervised token, float32, in their order.
+        aux_loss: The router's balance loss over all tokens, where the model computes one.
+        aux_coefficient: Its weight in the loss, from the model's configuration.
+    """
+
+    token_losses: Tensor
+    aux_loss: Tensor | None
+    aux_coefficient: float
+
+
+class HeadLoss:
+    """Runs a model whose `lm_head` computes losses while, and only while, we ask it to.
+
+    Outside `forward` the head gives logits as ever, so generation needs nothing special. The
+    kernel runs inside `lm_head.__call__`, where FSDP2 has gathered the weight, also a tied one.
+
+    Args:
+        kernel: Backend of the slot `cross_entropy_loss`.
+        softcap_field: Field of the model's configuration that caps the logits, if it has one.
+        counter: Counts the kernel's calls until the first step is checked.
+    """
+
+    def __init__(
+        self, kernel: HeadKernel, *, softcap_field: str | None, counter: CallCounter
+    ) -> None:
+        self._kernel = kernel
+        self._softcap_field = softcap_field
+        self._counter = counter
+        self._targets: Tensor | None = None
+        self._softcap: float | None = None
+
+    @classmethod
+    def bind(cls, model: PreTrainedModel, kernel: HeadKernel, *, counter: CallCounter) -> HeadLoss:
+        """Replace the forward of this instance's head, and of no other.
+
+        Raises:
+            ConfigError: The model does something to its logits that the kernel cannot do, its
+                head is no linear layer, or its balance loss has no coefficient.
+        """
+        head = model.get_output_embeddings()
+        name = next((n for n, module in model.named_children() if module is head), None)
+        if name is None or type(head) is not nn.Linear:
+            raise ConfigError(
+                key="model.config_path",
+                problem=f"the output embeddings of {type(model).__name__} are "
+                f"{type(head).__name__}, not a linear layer of its own",
+                fix="choose an architecture with a plain lm_head",
+            )
+        _check_coefficient(model)
+        loss = cls(kernel, softcap_field=read_head(model, name).softcap_field, counter=counter)
+
+        def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
+            return loss._run_head(self, hidden)
+
+        head.forward = MethodType(forward, head)
+        return loss
+
+    def forward(self, model: PreTrainedModel, batch: MicroBatch) -> ForwardOutput:
+        """Run the whole model, also where nothing is supervised, so that ranks stay in step.
+
+        Args:
+            model: The model that this was bound to, sharded or not.
+            batch: On the model's device.
+        """
+        positions = (batch.labels[0] != IGNORE).nonzero()[:, 0]
+        with self._targets_set(model, batch.labels[0, positions]):
+            output = model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                cu_seq_lens_q=batch.bounds,
+                logits_to_keep=positions,
+                use_cache=False,
+            )
+        aux_loss = getattr(output, "aux_loss", None)
+        config = model.config.get_text_config()
+        return ForwardOutput(
+            token_losses=output.logits.reshape(-1),
+            aux_loss=aux_loss if isinstance(aux_loss, Tensor) else None,
+            aux_coefficient=getattr(config, "router_aux_loss_coef", 0.0),
+        )
+
+    def token_losses(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+        """The losses [R] of the R supervised tokens alone; see `forward`."""
+        return self.forward(model, batch).token_losses
+
+    @contextmanager
+    def _targets_set(self, model: PreTrainedModel, targets: Tensor) -> Iterator[None]:
+        """Make the head compute losses, with the cap moved from the model into the kernel.
+
+        The model reads the cap from its configuration; it is put back before anyone exports it.
+        """
+        config, field = model.config, self._softcap_field
+        self._targets = targets
+        self._softcap = getattr(config, field) if field else None
+        if field:
+            setattr(config, field, None)
+        try:
+            yield
+        finally:
+            self._targets = None
+            if field:
+                setattr(config, field, self._softcap)
+
+    def _run_head(self, head: nn.Linear, hidden: Tensor) -> Tensor:
+        """Logits as usual, or the losses [1, R, 1] in their place while targets are set."""
+        if self._targets is None:
+            return linear(hidden, head.weight, head.bias)
+        self._counter.add(FIELD)
+        losses_R = self._kernel(
+            hidden.flatten(0, -2),
+            head.weight,
+            self._targets,
+            bias_V=head.bias,
+            softcap=self._softcap,
+        )
+        return losses_R[None, :, None].clone()  # FSDP2 warns of a view as its unit's output
+
+
+def _check_coefficient(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    has_aux = getattr(config, "output_router_logits", False)
+    if has_aux and not hasattr(config, "router_aux_loss_coef"):
+        raise ConfigError(
+            key="model.config_path",
+            problem=f"{type(model).__name__} asks for output_router_logits without a "
+            "router_aux_loss_coef",
+            fix="add router_aux_loss_coef to its configuration, or drop output_router_logits",
+        )

@@ -1,0 +1,334 @@
+"""The values of a model: a seeded start, the files of a trained one, and the way back out."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils import swap_tensors
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from omnilit.errors import ConfigError, Problem
+from omnilit.logging import get_logger
+from omnilit.models.build import build_meta
+from omnilit.parallel.collectives import is_distributed
+from omnilit.parallel.materialize import fill, named_tensors
+
+KEY = "model.model_path"
+MAX_LISTED = 8
+logger = get_logger(__name__)
+
+
+def initial_tensors(
+    blueprint: PreTrainedModel, *, seed: int, names: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The values of an untrained model, a module at a time, so that it never is in memory whole.
+
+    Each module is initialised by the model's own rules from a random state that depends only on
+    `seed` and the module's name: the values are the same for any number of ranks and any mesh.
+
+    Args:
+        blueprint: The model on the meta device, as `build_meta` returns it; the same afterwards.
+        seed: `train.seed`.
+        names: Which tensors are wanted; default: all parameters and buffers.
+
+    Yields:
+        Name and full CPU tensor, tied parameters once.
+
+    Raises:
+        ConfigError: The model's code has no initial value for a wanted tensor.
+    """
+    tensors = named_tensors(blueprint)
+    wanted = set(tensors if names is None else names)
+    plan = _plan_writes(blueprint, tensors)
+    last = {name: module for module, written in plan.items() for name in written}
+    if orphans := sorted(wanted - last.keys()):
+        raise ConfigError(
+            key=KEY,
+            problem=f"{type(blueprint).__name__} gives {_listed(orphans)} no initial value",
+            fix="start from existing weights: give model_path",
+        )
+    owners = {name: (module, owner) for name, module, owner in _initialised_modules(blueprint)}
+    for module_name, written in plan.items():
+        needed = [name for name in written if name in wanted]
+        if not needed:
+            continue
+        for name in needed:
+            _make_real(tensors[name])
+        _run_init(*owners[module_name], seed=_seed_of(seed, module_name))
+        for name in needed:
+            if last[name] == module_name:
+                yield name, _take_values(tensors[name])
+
+
+def _initialised_modules(
+    model: PreTrainedModel,
+) -> Iterator[tuple[str, nn.Module, PreTrainedModel]]:
+    """Modules in transformers' order, children first, each with the model whose rules apply."""
+
+    def visit(
+        module: nn.Module, owner: PreTrainedModel, name: str
+    ) -> Iterator[tuple[str, nn.Module, PreTrainedModel]]:
+        for child_name, child in module.named_children():
+            child_owner = child if isinstance(child, PreTrainedModel) else owner
+            yield from visit(child, child_owner, f"{name}.{child_name}" if name else child_name)
+        yield name, module, owner
+
+    yield from visit(model, model, "")
+
+
+def _plan_writes(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Which tensors the initialisation of each module writes, found by a run without memory.
+
+    Mostly a module's own, but some families write a child's weight again from its parent.
+    """
+    plan: dict[str, list[str]] = {}
+    canonical = {id(tensor): name for name, tensor in tensors.items()}
+    for name, module, owner in _initialised_modules(model):
+        inside = [*module.parameters(), *module.buffers()]
+        before = [_version(tensor) for tensor in inside]
+        _run_init(module, owner, seed=0)
+        written = [
+            canonical[id(tensor)]
+            for tensor, version in zip(inside, before, strict=True)
+            if _version(tensor) != version
+        ]
+        if written:
+            plan[name] = written
+    return plan
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written in place; autograd counts it on meta tensors too."""
+    return tensor._version  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _run_init(module: nn.Module, owner: PreTrainedModel, *, seed: int) -> None:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        owner._init_weights(module)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _seed_of(seed: int, module_name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{module_name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # generators take 63 bits on every platform
+
+
+def _make_real(tensor: Tensor) -> None:
+    """Give a meta tensor memory in place, so that every module that shares it sees it."""
+    if tensor.is_meta:
+        swap_tensors(tensor, _like(tensor, torch.empty_like(tensor, device="cpu")))
+
+
+def _take_values(tensor: Tensor) -> Tensor:
+    """Take the values out of a tensor and leave it on the meta device again."""
+    values = tensor.detach()
+    blank = _like(tensor, torch.empty_like(values, device="meta"))
+    swap_tensors(tensor, blank)
+    return blank.detach()
+
+
+def _like(tensor: Tensor, data: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data.detach(), requires_grad=tensor.requires_grad)
+    return data.detach()
+
+
+def pretrained_tensors(
+    model_path: str,
+    *,
+    blueprint: PreTrainedModel,
+    seed: int,
+    strict: bool,
+    trust_remote_code: bool = False,
+) -> Iterator[tuple[str, Tensor]]:
+    """The values in a folder of safetensors, in whatever layout transformers can convert.
+
+    Args:
+        model_path: A folder or a hub name.
+        blueprint: The model on the meta device: its names, shapes and dtype are what is wanted.
+        seed: For weights that the files lack, when not `strict`.
+        strict: Whether every name must be found and none be left over.
+        trust_remote_code: Whether Python code beside the weights may run.
+
+    Yields:
+        Name and full CPU tensor, buffers included, tied parameters once.
+
+    Raises:
+        ConfigError: The files cannot be read or, when `strict`, do not match by name and shape.
+    """
+    model, info = _load_on_cpu(model_path, blueprint, trust_remote_code=trust_remote_code)
+    wanted, loaded = named_tensors(blueprint), named_tensors(model)
+    untied = sorted(loaded.keys() - wanted.keys())
+    mismatched = {name for name, *_ in info["mismatched_keys"]}
+    problems = [
+        *_describe("lack", set(info["missing_keys"]) - mismatched),
+        *_describe("hold, without a place in the model,", info["unexpected_keys"]),
+        *_describe(
+            "hold in another shape",
+            {f"{n} {list(a)} instead of {list(b)}" for n, a, b in info["mismatched_keys"]},
+        ),
+        *_describe("hold, differing from the weight that the model ties it to,", untied),
+    ]
+    if problems and (strict or untied):
+        raise ConfigError.of(
+            Problem(
+                KEY,
+                f"the files of {model_path} {text}",
+                "give the weights that belong to model.config_path, or set model.strict: false "
+                "to start what is missing at random and leave out the rest",
+            )
+            for text in problems
+        )
+    for text in problems:
+        logger.warning("%s: the files of %s %s", KEY, model_path, text)
+    absent = (set(info["missing_keys"]) | mismatched) & wanted.keys()
+    if absent:
+        logger.warning("%s: %s start at random", KEY, _listed(sorted(absent)))
+        yield from initial_tensors(blueprint, seed=seed, names=absent)
+    yield from ((name, loaded[name].detach()) for name in wanted if name not in absent)
+
+
+def _load_on_cpu(
+    model_path: str, blueprint: PreTrainedModel, *, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    local = Path(model_path).expanduser()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(local) if local.exists() else model_path,
+            config=copy.deepcopy(blueprint.config),
+            dtype=blueprint.dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            key=KEY,
+            problem=f"no weights can be loaded from {model_path} ({first})",
+            fix="give a folder with config.json and model.safetensors (or its shards and index), "
+            "or leave model_path out to start at random",
+        ) from error
+    return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+
+
+def _describe(verb: str, names: Iterable[str]) -> list[str]:
+    found = sorted(names)
+    return [f"{verb} {_listed(found)}"] if found else []
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    count = f"{len(names)} tensors: " if len(names) > 1 else ""
+    return f"{count}{', '.join(names[:MAX_LISTED])}{more}"
+
+
+def load_weights(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    *,
+    path: str | None,
+    seed: int,
+    device: torch.device,
+    strict: bool = True,
+    trust_remote_code: bool = False,
+) -> None:
+    """Give `model` memory and its first values; every rank calls.
+
+    Rank 0 reads or draws one full tensor after the other and every rank keeps its part.
+
+    Args:
+        model: On the meta device, sharded or not, kernels bound or not.
+        config: The configuration as it was read, without changes made for kernels.
+        path: Folder or hub name of the weights; None draws them from `seed`.
+        seed: `train.seed`.
+        device: This rank's device.
+        strict: Refuse files that do not name every parameter exactly once.
+        trust_remote_code: Whether Python code beside the weights may run.
+
+    Raises:
+        ConfigError: The files cannot be read or do not match; on every rank.
+    """
+    blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
+    if path is None:
+        tensors = initial_tensors(blueprint, seed=seed)
+    else:
+        tensors = pretrained_tensors(
+            path,
+            blueprint=blueprint,
+            seed=seed,
+            strict=strict,
+            trust_remote_code=trust_remote_code,
+        )
+    materialize(model, device)
+    fill(model, tensors, device=device)
+
+
+def load_buffers(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    *,
+    device: torch.device,
+    trust_remote_code: bool = False,
+) -> None:
+    """Give `model` memory and the buffers that no checkpoint holds; every rank calls.
+
+    For a run that is resumed: its parameters come from the checkpoint alone.
+    """
+    blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
+    names = [name for name, _ in model.named_buffers()]
+    materialize(model, device)
+    tensors = initial_tensors(blueprint, seed=0, names=names)
+    fill(model, tensors, device=device, names=names)
+
+
+def materialize(model: nn.Module, device: torch.device) -> None:
+    """Give every meta tensor of `model`, sharded or not, memory on `device`; values undefined.
+
+    What is real already keeps its values and moves to `device`; tied parameters stay tied.
+    """
+    tied: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+
+    def place(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+
+    model._apply(place)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as to_empty does
+    for first, *others in tied.values():
+        parameter = model.get_parameter(first)
+        for name in others:
+            parent, _, attribute = name.rpartition(".")
+            if model.get_parameter(name) is not parameter:
+                setattr(model.get_submodule(parent), attribute, parameter)
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The full parameters and saved buffers on the CPU of rank 0, tied ones once.
+
+    Every rank takes part, one tensor at a time, so that no device holds the whole model.
+
+    Returns:
+        Name to CPU tensor on rank 0; empty on the others.
+    """
+    is_first = not is_distributed() or dist.get_rank() == 0
+    saved = model.state_dict().keys()
+    gathered: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model).items():
+        if name not in saved:
+            continue
+        full = tensor.detach()
+        full = full.full_tensor() if isinstance(full, DTensor) else full
+        if is_first:
+            gathered[name] = full.to("cpu", copy=True)
+    return gathered

@@ -1,0 +1,147 @@
+"""Tiny random models of several families, and packed micro-batches for them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor
+
+from omnilit.types import IGNORE, MicroBatch, Origin
+
+VOCAB = 256
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # gradients that are not trivially small
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_MOE: dict[str, Any] = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
+
+
+def _without(*names: str, **more: Any) -> dict[str, Any]:
+    return {key: value for key, value in {**BASE, **more}.items() if key not in names}
+
+
+def _deepseek_v3() -> hf.PreTrainedConfig:
+    return hf.DeepseekV3Config(
+        **_without(
+            "head_dim",
+            **_MOE,
+            num_key_value_heads=4,
+            n_routed_experts=8,
+            n_shared_experts=1,
+            n_group=2,
+            topk_group=1,
+            first_k_dense_replace=1,
+            q_lora_rank=32,
+            kv_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=16,
+            v_head_dim=16,
+        )
+    )
+
+
+def _gpt_oss() -> hf.PreTrainedConfig:
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    sizes = {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8}
+    return hf.GptOssConfig(**_without(**sizes, intermediate_size=32, rope_parameters=rope))
+
+
+_CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
+    "qwen3": lambda: hf.Qwen3Config(**BASE, tie_word_embeddings=False),
+    "qwen3_tied": lambda: hf.Qwen3Config(**BASE, tie_word_embeddings=True),
+    "llama": lambda: hf.LlamaConfig(**BASE),
+    "qwen2": lambda: hf.Qwen2Config(**_without("head_dim")),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(**BASE, **_MOE, num_experts=8, norm_topk_prob=True),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **BASE, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "gemma2": lambda: hf.Gemma2Config(**BASE, sliding_window=8),  # caps scores and logits
+    "gpt_oss": _gpt_oss,
+    "deepseek_v3": _deepseek_v3,
+}
+
+
+def tiny_config(name: str, **over: Any) -> hf.PreTrainedConfig:
+    """The configuration of family `name`: 2 layers, hidden 64, vocabulary 256."""
+    config = _CONFIGS[name]()
+    for key, value in over.items():
+        setattr(config, key, value)
+    return config
+
+
+def tiny(name: str, *, seed: int = 0, **over: Any) -> hf.PreTrainedModel:
+    """A float32 model in training mode, the same for the same seed, computing eagerly.
+
+    Norms, biases and sinks are moved off their trivial initial values.
+    """
+    torch.manual_seed(seed)
+    config = copy.deepcopy(tiny_config(name, **over))
+    model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "bias" in parameter_name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.train()
+
+
+def packed_batch(lengths: Sequence[int], *, seed: int = 0, keep: float = 0.7) -> MicroBatch:
+    """Segments of random tokens in one row, a share `keep` of them supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCAB, (1, sum(lengths)), generator=generator)
+    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    labels = torch.full_like(ids, IGNORE)
+    labels[:, :-1] = ids[:, 1:]
+    labels[torch.rand(labels.shape, generator=generator) >= keep] = IGNORE
+    labels[0, [end - 1 for end in bounds[1:]]] = IGNORE
+    return MicroBatch(
+        input_ids=ids,
+        labels=labels,
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        bounds=bounds,
+        origins=tuple(Origin("tiny", "tiny.jsonl", row + 1) for row in range(len(lengths))),
+        counts={"tokens": int((labels != IGNORE).sum())},
+    )
+
+
+def reference_loss(model: hf.PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """The mean loss of `batch` by transformers alone, one sequence at a time."""
+    total = torch.zeros(())
+    for a, b in zip(batch.bounds, batch.bounds[1:], strict=False):
+        logits = model(input_ids=batch.input_ids[:, a:b], use_cache=False).logits
+        total = total + torch.nn.functional.cross_entropy(
+            logits[0].float(), batch.labels[0, a:b], ignore_index=IGNORE, reduction="sum"
+        )
+    return total / max(1, batch.counts["tokens"])
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The gradients of all parameters that have one, by name, as copies."""
+    named = model.named_parameters()
+    return {name: p.grad.detach().clone() for name, p in named if p.grad is not None}
+
+
+def worst_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of a tensor relative to its largest entry; inf for NaN or names."""
+    if found.keys() != expected.keys() or not expected:
+        return float("inf")
+    worst = 0.0
+    for name, reference in expected.items():
+        scale = reference.abs().max().clamp(min=1e-8)
+        difference = float((found[name] - reference).abs().max() / scale)
+        worst = max(worst, float("inf") if math.isnan(difference) else difference)
+    return worst
