@@ -1,0 +1,194 @@
+"""Models and optimizers as torch's distributed checkpoint: shards that load at any world size."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
+
+from omnilit.errors import CheckpointError
+from omnilit.parallel.collectives import is_distributed
+
+MODEL: Final = "model"
+OPTIMIZER: Final = "optimizer"
+MAX_LISTED: Final = 8
+
+
+def save_tensors(
+    folder: Path, *, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> None:
+    """Write all parameters, saved buffers and moments into `folder`; every rank calls.
+
+    Args:
+        folder: Exists; gets `.metadata` and the shards `__<rank>_<n>.distcp`, synced to disk.
+        models: By the name that loading will use.
+        optimizers: Over parameters of `models`; what they have no state for yet is left out.
+
+    Raises:
+        CheckpointError: Any rank failed to write; on every rank.
+    """
+    state = {**_model_state(models), **_optimizer_state(models, optimizers)}
+    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+    try:
+        with _one_process_is_fine():
+            save(state, storage_writer=writer, no_dist=not is_distributed())
+    except CheckpointException as error:
+        raise CheckpointError(f"the checkpoint cannot be written: {_reasons(error)}") from error
+
+
+def load_tensors(
+    folder: Path, *, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> None:
+    """Read what `save_tensors` wrote into models and optimizers of the same names, in place.
+
+    Args:
+        folder: Written at any number of ranks.
+        models: Not on the meta device.
+        optimizers: Get exactly the state that was saved: none where there was none.
+
+    Raises:
+        CheckpointError: Names or shapes differ from those in `folder`, or it cannot be read.
+    """
+    reader = FileSystemReader(folder)
+    try:
+        entries = reader.read_metadata().state_dict_metadata
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    stored = {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+    state = _model_state(models)
+    _check_model_names(state, stored)
+    moments = _make_moments(models, optimizers, stored)
+    state.update((name, tensor) for name, (_, _, _, tensor) in moments.items())
+    _check_shapes(state, stored)
+    try:
+        with _one_process_is_fine():
+            load(dict(state), storage_reader=reader, no_dist=not is_distributed())
+    except CheckpointException as error:
+        raise CheckpointError(f"{folder} cannot be read: {_reasons(error)}") from error
+    for optimizer in optimizers.values():
+        optimizer.state.clear()
+    for optimizer, parameter, key, tensor in moments.values():
+        optimizer.state[parameter][key] = tensor
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    """Without a process group torch warns that it takes this for a single process: it is one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+def _model_state(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for model_name, model in models.items():
+        saved = model.state_dict().keys()
+        buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
+        for name, tensor in {**dict(model.named_parameters()), **buffers}.items():
+            state[f"{MODEL}.{model_name}.{name}"] = tensor.detach()
+    return state
+
+
+def _named_parameters(
+    models: Mapping[str, nn.Module], optimizer: Optimizer
+) -> Iterator[tuple[str, nn.Parameter]]:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for model_name, model in models.items():
+        for name, parameter in model.named_parameters():
+            if id(parameter) in held:
+                yield f"{model_name}.{name}", parameter
+
+
+def _optimizer_state(
+    models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for optimizer_name, optimizer in optimizers.items():
+        for name, parameter in _named_parameters(models, optimizer):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                state[f"{OPTIMIZER}.{optimizer_name}.{name}.{key}"] = value
+    return state
+
+
+def _make_moments(
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    stored: Mapping[str, TensorStorageMetadata],
+) -> dict[str, tuple[Optimizer, nn.Parameter, str, Tensor]]:
+    """Memory for every stored moment, and where it belongs.
+
+    Built from what is stored, since an optimizer that has not stepped knows nothing of its state.
+    """
+    owners = {
+        f"{OPTIMIZER}.{optimizer_name}.{name}": (optimizer, parameter)
+        for optimizer_name, optimizer in optimizers.items()
+        for name, parameter in _named_parameters(models, optimizer)
+    }
+    moments: dict[str, tuple[Optimizer, nn.Parameter, str, Tensor]] = {}
+    homeless: list[str] = []
+    for name, metadata in stored.items():
+        owner, _, key = name.rpartition(".")
+        if owner in owners:
+            optimizer, parameter = owners[owner]
+            moments[name] = (optimizer, parameter, key, _like(metadata, parameter, optimizer))
+        elif name.startswith(f"{OPTIMIZER}."):
+            homeless.append(name)
+    if homeless:
+        raise CheckpointError(
+            f"the optimizer has no parameter for what was saved: {_listed(homeless)}. "
+            "To fix: train the same parameters as the run that saved"
+        )
+    return moments
+
+
+def _like(metadata: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
+    dtype = metadata.properties.dtype
+    if metadata.size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    # A count of steps: beside the parameter where one kernel reads it, else on the CPU.
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
+    return torch.zeros(metadata.size, dtype=dtype, device=parameter.device if is_fused else "cpu")
+
+
+def _check_model_names(
+    state: Mapping[str, Tensor], stored: Mapping[str, TensorStorageMetadata]
+) -> None:
+    saved = {name for name in stored if name.startswith(f"{MODEL}.")}
+    missing, left_over = sorted(state.keys() - saved), sorted(saved - state.keys())
+    if missing or left_over:
+        parts = [f"it lacks {_listed(missing)}"] if missing else []
+        parts += [f"it holds {_listed(left_over)} too"] if left_over else []
+        raise CheckpointError(f"the checkpoint is of another model: {'; '.join(parts)}")
+
+
+def _check_shapes(state: Mapping[str, Tensor], stored: Mapping[str, TensorStorageMetadata]) -> None:
+    differing = [
+        f"{name} is {list(stored[name].size)}, not {list(tensor.shape)}"
+        for name, tensor in state.items()
+        if stored[name].size != tensor.shape
+    ]
+    if differing:
+        raise CheckpointError(f"the checkpoint has other shapes: {_listed(differing)}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+    return ", ".join(found[:MAX_LISTED]) + more
+
+
+def _reasons(error: CheckpointException) -> str:
+    failures: dict[int, Any] = error.failures
+    texts = [f"rank {rank}: {caught[0]}" for rank, caught in sorted(failures.items())]
+    return "; ".join(dict.fromkeys(texts))

@@ -1,0 +1,87 @@
+"""Weights as a folder that plain transformers loads, in the layout of the model's own hub files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from omnilit.checkpoint.layout import publish, stage
+from omnilit.checkpoint.manifest import files_below, seal_files
+from omnilit.errors import CheckpointError
+from omnilit.models.build import build_meta
+
+
+def export(
+    config: PreTrainedConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase | None,
+    destination: Path,
+    *,
+    dtype: torch.dtype,
+    generation_config: GenerationConfig | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Write a Hugging Face folder that appears whole or not at all; rank 0 calls.
+
+    Fused experts are split again, so that anything that reads the hub's own files reads these.
+
+    Args:
+        config: The configuration as it was read, without changes made for kernels.
+        tensors: From `gather_weights`: the full values, tied ones once.
+        tokenizer: Written beside the weights, with its chat template.
+        destination: Such as `global_step_N/hf_ckpt`; what is there is replaced.
+        dtype: Of the written parameters; buffers keep their own.
+        generation_config: Of the model that training started from, where it has one.
+        trust_remote_code: Whether Python code beside the configuration may run.
+
+    Raises:
+        CheckpointError: The tensors are not all of the model, or the folder cannot be written.
+    """
+    model = build_meta(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    buffers = dict(model.named_buffers())
+    cast = {n: t if n in buffers else t.to(dtype) for n, t in tensors.items()}
+    missing, left_over = model.load_state_dict(cast, strict=False, assign=True)
+    model.tie_weights()
+    lacking = sorted(set(missing) - model.all_tied_weights_keys.keys())
+    if lacking or left_over:
+        raise CheckpointError(
+            f"the export needs all tensors of the model: {len(lacking)} are missing "
+            f"({', '.join(lacking[:8])}), {len(left_over)} unknown ({', '.join(left_over[:8])})"
+        )
+    if generation_config is not None:
+        model.generation_config = generation_config
+    try:
+        staging = stage(destination)
+        model.save_pretrained(staging)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+        publish(staging, destination, seal_files(staging, files_below(staging)))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the export to {destination} failed: {error}") from error
+
+
+def choose_export_dtype(
+    name: str, *, config: PreTrainedConfig, is_loaded: bool, master: torch.dtype
+) -> torch.dtype:
+    """The type that `train.checkpoint.export_dtype` means.
+
+    Args:
+        name: `auto` or a name of torch.
+        config: The model's configuration as it was read.
+        is_loaded: Whether training started from existing weights.
+        master: The type that parameters are trained in.
+
+    Returns:
+        For `auto` the type that existing weights came in, else `master`.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    own = config.dtype if is_loaded else None
+    if isinstance(own, str):
+        own = getattr(torch, own)
+    return own or master

@@ -1,0 +1,48 @@
+"""Small files of plain values and tensors that can be read without running code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnilit.errors import CheckpointError
+
+
+def write_plain(path: Path, value: object) -> None:
+    """Write numbers, text, lists, dicts and tensors to `path`.
+
+    Raises:
+        CheckpointError: `value` holds something that `read_plain` would refuse to load.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} would hold more than plain values and tensors: {_reason(error)}"
+        ) from error
+    path.write_bytes(buffer.getvalue())
+
+
+def read_plain(path: Path) -> Any:
+    """Read what `write_plain` wrote, onto the CPU.
+
+    Raises:
+        CheckpointError: The file is not there, torn, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (named or lines or [type(error).__name__])[0]

@@ -1,0 +1,210 @@
+import logging
+
+import pytest
+
+from omnilit.checkpoint.layout import (
+    check_fresh,
+    check_writable,
+    find_latest,
+    prune,
+    publish,
+    resolve_load_path,
+    stage,
+    staging_of,
+    step_folder,
+)
+from omnilit.checkpoint.manifest import COMPLETE, files_below, seal_files
+from omnilit.errors import CheckpointError, ConfigError
+
+
+def save(output_dir, step, content="x" * 100):
+    final = step_folder(output_dir, step)
+    staging = stage(final)
+    (staging / "tensors").mkdir()
+    (staging / "tensors" / "a.bin").write_text(content)
+    (staging / "meta.pt").write_text("meta")
+    publish(staging, final, seal_files(staging, files_below(staging)))
+    return final
+
+
+def export(output_dir, step, text="weights"):
+    final = step_folder(output_dir, step) / "hf_ckpt"
+    staging = stage(final)
+    (staging / "model.safetensors").write_text(text)
+    publish(staging, final, seal_files(staging, files_below(staging)))
+    return final
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_published_step_is_whole_and_leaves_no_staging(tmp_path):
+    final = save(tmp_path, 5)
+    assert names(final) == [COMPLETE, "meta.pt", "tensors"]
+    assert names(final.parent) == ["global_step_5"]
+    assert find_latest(tmp_path).path == final
+
+
+def test_the_newest_step_is_found_by_number_not_by_name(tmp_path):
+    save(tmp_path, 9)
+    newest = save(tmp_path, 10)
+    found = find_latest(tmp_path)
+    assert (found.path, found.passed_over) == (newest, ())
+
+
+def test_nothing_saved_is_nothing_found(tmp_path):
+    assert find_latest(tmp_path).path is None
+
+
+def spoil_flip(folder):
+    path = folder / "tensors" / "a.bin"
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
+
+
+def spoil_truncate(folder):
+    path = folder / "tensors" / "a.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoil_flip, "a.bin has a wrong checksum"),
+        (spoil_truncate, "a.bin has 99 bytes instead of 100"),
+        (lambda f: (f / "tensors" / "a.bin").unlink(), "a.bin cannot be read (No such file"),
+        (lambda f: (f / COMPLETE).unlink(), "it has no COMPLETE: the run ended while saving"),
+        (lambda f: (f / COMPLETE).write_text("{"), "its COMPLETE is not readable"),
+        (lambda f: (f / COMPLETE).write_text("[]"), "its COMPLETE is not readable"),
+        (lambda f: f.rename(staging_of(f)), "the run ended before it was published"),
+    ],
+)
+def test_a_damaged_step_is_passed_over_with_the_reason(tmp_path, spoil, reason):
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    spoil(bad)
+    found = find_latest(tmp_path)
+    assert found.path == good
+    assert [reason in text for _, text in found.passed_over] == [True]
+
+
+def test_auto_says_what_it_passes_over(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("omnilit"), "propagate", True)
+    good = save(tmp_path, 1)
+    spoil_flip(save(tmp_path, 2))
+    assert resolve_load_path("auto", tmp_path) == good
+    assert "global_step_2: a.bin has a wrong checksum" in caplog.text
+
+
+def test_an_export_alone_is_no_checkpoint_and_not_mentioned(tmp_path):
+    good = save(tmp_path, 1)
+    export(tmp_path, 2)
+    found = find_latest(tmp_path)
+    assert (found.path, found.passed_over) == (good, ())
+
+
+def test_a_save_takes_an_earlier_export_of_its_step_along(tmp_path):
+    exported = export(tmp_path, 3)
+    final = save(tmp_path, 3)
+    assert (exported / "model.safetensors").read_text() == "weights"
+    assert find_latest(tmp_path).path == final
+
+
+def test_an_export_after_the_save_leaves_the_checkpoint_good(tmp_path):
+    final = save(tmp_path, 3)
+    export(tmp_path, 3)
+    assert find_latest(tmp_path).path == final
+    export(tmp_path, 3, text="again")
+    assert (final / "hf_ckpt" / "model.safetensors").read_text() == "again"
+    assert names(final) == [COMPLETE, "hf_ckpt", "meta.pt", "tensors"]
+
+
+def test_a_step_that_is_saved_again_is_replaced(tmp_path):
+    spoil_flip(save(tmp_path, 3))
+    final = save(tmp_path, 3, content="new")
+    assert (final / "tensors" / "a.bin").read_text() == "new"
+    assert find_latest(tmp_path).path == final
+    assert names(final.parent) == ["global_step_3"]
+
+
+def test_leftovers_of_a_killed_run_go_at_the_next_save(tmp_path):
+    killed = stage(step_folder(tmp_path, 1))
+    (killed / "half").write_text("...")
+    (killed / "hf_ckpt").mkdir()
+    (killed / "hf_ckpt" / "kept").write_text("an export that was moving along")
+    save(tmp_path, 2)
+    assert names(tmp_path / "checkpoints") == ["global_step_1", "global_step_2"]
+    assert names(step_folder(tmp_path, 1)) == ["hf_ckpt"]
+    assert (step_folder(tmp_path, 1) / "hf_ckpt" / "kept").exists()
+
+
+def test_a_file_without_seal_is_not_published(tmp_path):
+    final = step_folder(tmp_path, 1)
+    staging = stage(final)
+    (staging / "stray").write_text("x")
+    with pytest.raises(CheckpointError, match="not sealed: stray"):
+        publish(staging, final, {})
+    assert not final.exists()
+
+
+def test_null_starts_anew(tmp_path):
+    save(tmp_path, 1)
+    assert resolve_load_path(None, tmp_path) is None
+
+
+def test_an_explicit_step_is_taken(tmp_path):
+    older, _ = save(tmp_path, 1), save(tmp_path, 2)
+    assert resolve_load_path(str(older), tmp_path) == older
+
+
+def test_an_explicit_path_that_is_not_there_names_what_is(tmp_path):
+    there = save(tmp_path, 4)
+    gone = step_folder(tmp_path, 5)
+    with pytest.raises(ConfigError) as caught:
+        resolve_load_path(str(gone), tmp_path)
+    assert f"load_path: {gone} does not exist" in str(caught.value)
+    assert str(there) in str(caught.value)
+
+
+def test_an_explicit_damaged_step_is_refused_with_the_reason(tmp_path):
+    there, bad = save(tmp_path, 1), save(tmp_path, 2)
+    spoil_truncate(bad)
+    with pytest.raises(ConfigError) as caught:
+        resolve_load_path(str(bad), tmp_path)
+    assert "global_step_2 cannot be loaded: a.bin has 99 bytes" in str(caught.value)
+    assert str(caught.value).endswith(f"one of: {there}.")
+
+
+def test_pruning_keeps_the_newest_and_every_export(tmp_path):
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step)
+    export(tmp_path, 2)
+    assert [f.name for f in prune(tmp_path, 2)] == ["global_step_1", "global_step_2"]
+    assert names(tmp_path / "checkpoints") == ["global_step_10", "global_step_2", "global_step_3"]
+    assert names(step_folder(tmp_path, 2)) == ["hf_ckpt"]
+    assert prune(tmp_path, None) == prune(tmp_path, 2) == []
+
+
+def test_a_new_run_is_kept_out_of_anothers_checkpoints(tmp_path):
+    check_fresh(tmp_path, overwrite=False)
+    save(tmp_path, 7)
+    with pytest.raises(ConfigError, match=r"global_step_7.*load_path: auto .*overwrite true"):
+        check_fresh(tmp_path, overwrite=False)
+    check_fresh(tmp_path, overwrite=True)
+    save(tmp_path, 1)
+    check_fresh(tmp_path, overwrite=True)
+    assert names(tmp_path) == ["checkpoints.1", "checkpoints.2"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output_dir: .* cannot be written to \(Not a dir"):
+        check_writable(tmp_path / "file" / "out")
+
+
+def test_a_folder_without_room_is_refused_with_both_sizes(tmp_path):
+    check_writable(tmp_path, num_bytes=1)
+    with pytest.raises(ConfigError, match=r"GiB free, one checkpoint takes 1048576\.0"):
+        check_writable(tmp_path, num_bytes=2**50)
+    assert names(tmp_path) == []
