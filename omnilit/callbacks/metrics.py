@@ -1,0 +1,166 @@
+"""What every step came to, as a line of `metrics.jsonl` and to the loggers."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from typing_extensions import override
+
+from omnilit.callbacks.checkpointing import CheckpointSaver
+from omnilit.callbacks.evaluation import EvaluationSchedule, is_evaluation_due
+from omnilit.callbacks.metrics_file import MetricsFile, Number, to_json
+from omnilit.callbacks.protocols import TrainedModule
+from omnilit.callbacks.trainer_view import callbacks_of_type
+from omnilit.parallel.collectives import max_over
+from omnilit.types import StepResult
+
+GIB = 1024**3
+
+
+class MetricsRecorder(Callback):
+    """Write one line a step, before the step is saved and before the next one begins.
+
+    A step's line waits for the evaluation that is due at it and holds its numbers. So a
+    checkpoint of step N never exists without the line of step N, unless an evaluation was cut
+    off. `validate` writes `eval.jsonl` instead, one line an evaluation.
+
+    Stands before the progress bar and `EvaluationSchedule` in the trainer's list.
+
+    Args:
+        output_dir: Folder of the run.
+
+    Attributes:
+        numbers: Those of the newest step, by the names of `metrics.jsonl`; empty before the
+            first. Times are rank 0's, `data_wait_s` and `max_memory_gib` the largest rank's.
+            `step_time_s` runs from the end of the step before, its evaluation and save excluded.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self.numbers: dict[str, Number] = {}
+        self._file = MetricsFile(self.output_dir / "metrics.jsonl")
+        self._is_pending = False
+        self._done_step = 0
+        self._ended_at = 0.0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.numbers, self._is_pending = {}, False
+        self._done_step = trainer.global_step
+        self._ended_at = time.monotonic()
+        if trainer.is_global_zero:
+            self._file.open_at(trainer.global_step)
+        _reset_peak_memory(trainer.strategy.root_device)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        result = cast("TrainedModule", pl_module).step_result
+        if trainer.global_step == self._done_step or result is None:
+            return  # a micro-batch inside a window
+        self._done_step = trainer.global_step
+        self.numbers = self._collect(trainer, result)
+        self._ended_at = time.monotonic()
+        self._is_pending = True
+        if not is_evaluation_due(trainer):
+            self._write(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        evaluated = cast("TrainedModule", pl_module).eval_result or {}
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            line = {"checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None}
+            with (self.output_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
+                file.write(to_json(line | evaluated) + "\n")
+        elif self._is_pending:
+            self.numbers |= evaluated
+            self._write(trainer)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._file.close()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if self._is_pending:  # the step was done, only its evaluation was not
+            self._write(trainer)
+        self._file.close()
+
+    def _write(self, trainer: Trainer) -> None:
+        self._is_pending = False
+        if not trainer.is_global_zero:
+            return
+        self._file.append(self.numbers)
+        logged = {key: value for key, value in self.numbers.items() if key != "step"}
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=int(self.numbers["step"]))
+
+    def _collect(self, trainer: Trainer, result: StepResult) -> dict[str, Number]:
+        step_time_s = time.monotonic() - self._step_began_at(trainer)
+        device = trainer.strategy.root_device
+        largest = max_over(
+            {"data_wait_s": result.data_wait_s, "max_memory_gib": _read_memory_gib(device)},
+            device=device,
+        )
+        _reset_peak_memory(device)
+        terms = result.losses if len(result.losses) > 1 else {}
+        return {
+            "step": result.step,
+            "epoch": result.epoch,
+            "loss": result.loss,
+            **{f"loss/{name}": value for name, value in terms.items()},
+            "grad_norm": result.grad_norm,
+            "lr": next(iter(result.lr.values())),
+            **{f"lr/{group}": value for group, value in result.lr.items()},
+            "tokens": result.tokens,
+            "tokens_per_second": result.num_tokens / max(step_time_s, 1e-9),
+            "step_time_s": step_time_s,
+            **largest,
+            "skipped_steps": result.skipped_steps,
+        }
+
+    def _step_began_at(self, trainer: Trainer) -> float:
+        """When the work that belongs to no step, saving and evaluating, was last over."""
+        ends = [self._ended_at]
+        ends += [c.finished_at for c in callbacks_of_type(trainer, EvaluationSchedule)]
+        ends += [c.finished_at for c in callbacks_of_type(trainer, CheckpointSaver)]
+        return max(ends)
+
+
+def newest_numbers(trainer: Trainer) -> dict[str, Number]:
+    """The newest step's numbers, from the trainer's `MetricsRecorder`; empty without one."""
+    recorders = callbacks_of_type(trainer, MetricsRecorder)
+    return recorders[0].numbers if recorders else {}
+
+
+def _read_memory_gib(device: torch.device) -> float:
+    """Peak of the device's allocator since the last reset; on CPU what is resident now."""
+    if device.type != "cpu":
+        return torch.get_device_module(device).max_memory_allocated(device) / GIB
+    if sys.platform == "darwin":  # no /proc: the peak of the process, in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / GIB
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).reset_peak_memory_stats(device)
