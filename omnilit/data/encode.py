@@ -1,0 +1,211 @@
+"""Tokens of a rendered conversation, each with whether it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from omnilit.data.labels import label_spans
+from omnilit.data.messages import refuse
+from omnilit.data.templates import Rendered, mask_error
+from omnilit.errors import ConfigError
+from omnilit.types import IGNORE, Record, Sample
+
+if TYPE_CHECKING:  # workers import this package, and need no tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+
+class Tokens(NamedTuple):
+    """A tokenised text.
+
+    Args:
+        ids: int32 [T].
+        is_label: True where the token is trained; bool [T].
+    """
+
+    ids: npt.NDArray[np.int32]
+    is_label: npt.NDArray[np.bool_]
+
+
+class Extents(NamedTuple):
+    """The characters of a text that each token stands for: [begin, end), both int64 [T]."""
+
+    begin: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A tokenizer, and a copy of what it wraps whose offsets are exact.
+
+    Args:
+        tokenizer: Decodes.
+        backend: Encodes; the tokenizer's own Rust part without its post-processor, which may
+            trim white space off the offsets, and without truncation.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    backend: Tokenizer
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+        """Copy the tokenizer's Rust part; leaves the tokenizer as it is.
+
+        Raises:
+            ConfigError: The tokenizer is written in Python and has none.
+        """
+        backend = Tokenizer.from_str(get_backend(tokenizer).to_str())
+        backend.post_processor = None
+        backend.no_truncation()
+        backend.no_padding()
+        return cls(tokenizer, backend)
+
+    def decode(self, ids: npt.NDArray[np.int32]) -> str:
+        """The text of `ids`, special tokens included."""
+        return decode(self.tokenizer, ids)
+
+
+def get_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The Rust part of a tokenizer, which knows the characters that each token stands for.
+
+    Raises:
+        ConfigError: The tokenizer is written in Python and has none.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ConfigError(
+            key="model.tokenizer_path",
+            problem=f"{type(tokenizer).__name__} does not know which characters a token covers",
+            fix="use a tokenizer with a tokenizer.json",
+        )
+    return backend
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[np.int32]) -> str:
+    """The text of `ids`, special tokens included and white space as it is."""
+    text = tokenizer.decode(
+        ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def encode_texts(encoder: Encoder, texts: list[str]) -> list[tuple[npt.NDArray[np.int32], Extents]]:
+    """Tokenise a batch of texts without special tokens of the tokenizer's own."""
+    found = []
+    for encoding in encoder.backend.encode_batch(texts, add_special_tokens=False):
+        offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        end = np.maximum.accumulate(offsets[:, 1])
+        # Bytes of one character share its offsets; what a normalizer drops leaves a gap, which
+        # goes to the token behind it.
+        begin = np.minimum(offsets[:, 0], np.concatenate([[0], end[:-1]])[: len(end)])
+        found.append((np.asarray(encoding.ids, dtype=np.int32), Extents(begin, end)))
+    return found
+
+
+def encode_rendered(
+    encoder: Encoder, rendered: Sequence[Rendered], records: Sequence[Record]
+) -> list[Tokens]:
+    """Tokenise rendered conversations and mark the trained tokens.
+
+    The ids are those of the whole text, as plain transformers tokenises it, unless a token
+    lies across the edge of a trained span, such as a space before the first word. Then the
+    text is cut at that edge: a prompt at inference ends there, too. Where a cut would change
+    the text (tokenizers that put a space before every text), a token that reaches out of a
+    span by white space alone is trained.
+
+    Raises:
+        DataError: A token holds both header and words, and the text cannot be cut there.
+    """
+    encoded = encode_texts(encoder, [r.text for r in rendered])
+    tokens: list[Tokens] = []
+    for (ids, extents), one, record in zip(encoded, rendered, records, strict=True):
+        edges = sorted(edge for span in one.spans for edge in span)
+        if _crossing(extents, edges).any():
+            tokens.append(_encode_cut(encoder, one, Tokens(ids, _inside(extents, one)), record))
+        else:
+            tokens.append(Tokens(ids, _inside(extents, one)))
+    return tokens
+
+
+def to_sample(tokens: Tokens, record: Record) -> Sample:
+    """The sample of a tokenised record: its labels are its ids where they are trained."""
+    labels = np.where(tokens.is_label, tokens.ids, np.int32(IGNORE))
+    return Sample(tokens.ids, labels, record.origin)
+
+
+def decode_spans(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """A sample as text, in pieces, each with whether it is trained; what is shown at start."""
+    edges = sorted({0, len(sample), *(e for span in label_spans(sample.labels) for e in span)})
+    return [
+        (decode(tokenizer, sample.input_ids[a:b]), bool(sample.labels[a] != IGNORE))
+        for a, b in pairwise(edges)
+    ]
+
+
+def check_mask(tokens: Tokens, rendered: Rendered, record: Record, encoder: Encoder) -> None:
+    """See that the trained tokens, decoded, read as the trained text; white space aside.
+
+    Raises:
+        DataError: They do not; shows both.
+    """
+    read = encoder.decode(tokens.ids[tokens.is_label])
+    said = "".join(rendered.text[start:end] for start, end in rendered.spans)
+    normalizer = encoder.backend.normalizer
+    if normalizer is not None:
+        said = normalizer.normalize_str(said).replace("\u2581", " ")
+    if "".join(read.split()) != "".join(said.split()):
+        raise mask_error(record, said, read)
+
+
+def _inside(extents: Extents, rendered: Rendered) -> npt.NDArray[np.bool_]:
+    is_label = np.zeros(len(extents.begin), dtype=np.bool_)
+    for start, end in rendered.spans:
+        is_label |= (extents.begin >= start) & (extents.end <= end) & (extents.end > start)
+    return is_label
+
+
+def _crossing(extents: Extents, edges: Sequence[int]) -> npt.NDArray[np.bool_]:
+    crossing = np.zeros(len(extents.begin), dtype=np.bool_)
+    for edge in edges:
+        crossing |= (extents.begin < edge) & (edge < extents.end)
+    return crossing
+
+
+def _encode_cut(encoder: Encoder, rendered: Rendered, whole: Tokens, record: Record) -> Tokens:
+    text = rendered.text
+    edges = sorted({0, len(text), *(edge for span in rendered.spans for edge in span)})
+    pieces = encode_texts(encoder, [text[a:b] for a, b in pairwise(edges)])
+    ids = np.concatenate([piece for piece, _ in pieces])
+    if encoder.decode(ids) != encoder.decode(whole.ids):
+        return _widen(encoder, rendered, whole, record)
+    starts = {start for start, _ in rendered.spans}
+    is_label = [
+        np.full(len(piece), a in starts)
+        for (piece, _), (a, _) in zip(pieces, pairwise(edges), strict=True)
+    ]
+    return Tokens(ids, np.concatenate(is_label))
+
+
+def _widen(encoder: Encoder, rendered: Rendered, whole: Tokens, record: Record) -> Tokens:
+    """Take in the tokens that reach out of a span by white space alone."""
+    ((_, extents),) = encode_texts(encoder, [rendered.text])
+    is_label = whole.is_label.copy()
+    for start, end in rendered.spans:
+        for index in np.flatnonzero(_crossing(extents, (start, end))).tolist():
+            a, b = int(extents.begin[index]), int(extents.end[index])
+            outside = rendered.text[a : max(a, start)] + rendered.text[min(b, end) : b]
+            if outside.strip():
+                raise refuse(
+                    record,
+                    f"the token {rendered.text[a:b]!r} holds both trained and other text",
+                    "use a chat template that sets them apart, or data.chat_template: plain",
+                )
+            is_label[index] = True
+    return Tokens(whole.ids, is_label)

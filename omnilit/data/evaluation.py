@@ -1,0 +1,55 @@
+"""The evaluation loader: every sample once, in the order of the files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from omnilit.data.batches import SampleSource, WorkerSettings, load_batches
+from omnilit.data.packing import first_fit_buffered
+from omnilit.data.window import WindowLayout
+from omnilit.types import MicroBatch
+
+BUFFER_SIZE = 200
+
+
+class EvalLoader:
+    """One pass over the data, dealt to the ranks in turn, without stamps.
+
+    Samples are packed by first fit in their order. Fillers give every rank equally many
+    micro-batches. Each `iter` starts from the beginning.
+
+    Args:
+        dataset: Samples by index, with their lengths.
+        budget: Tokens that a micro-batch may hold.
+        layout: This rank and the number of ranks.
+        workers: Processes that collate.
+    """
+
+    def __init__(
+        self,
+        dataset: SampleSource,
+        *,
+        budget: int,
+        layout: WindowLayout,
+        workers: WorkerSettings,
+    ) -> None:
+        self.dataset = dataset
+        self.layout = layout
+        self.workers = workers
+        order = np.arange(len(dataset.lengths))
+        self._plan = first_fit_buffered(
+            dataset.lengths, order, budget=budget, buffer_size=BUFFER_SIZE
+        )
+
+    def __len__(self) -> int:
+        """Micro-batches of each rank."""
+        return math.ceil(self._plan.size / self.layout.data_size)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """The micro-batches of this rank."""
+        rank, size = self.layout.data_rank, self.layout.data_size
+        bins = [self._plan.get(i * size + rank) for i in range(len(self))]
+        return load_batches(self.dataset, bins, workers=self.workers)

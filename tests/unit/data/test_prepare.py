@@ -1,0 +1,204 @@
+"""The cache of tokenised data: what is in it, when it is found, and when it is not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from omnilit.data.cache import open_prepared, publish
+from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare
+from omnilit.data.transforms import TransformSettings, build_transform
+from omnilit.errors import DataError
+from omnilit.types import IGNORE, Origin, Record
+from tests.helpers.tokenizers import CHATML, build_tokenizer
+
+Write = Callable[..., Path]
+
+
+def _chat(answer: str) -> dict[str, object]:
+    user = {"role": "user", "content": "the question"}
+    return {"messages": [user, {"role": "assistant", "content": answer}]}
+
+
+@pytest.fixture
+def request_for(tmp_path: Path) -> Callable[..., PrepareRequest]:
+    def build(*files: Path, **settings: object) -> PrepareRequest:
+        transform = replace(TransformSettings(), **settings)  # type: ignore[arg-type]
+        return PrepareRequest(files, transform, tmp_path / "cache", "train")
+
+    return build
+
+
+def test_prepared_samples_are_those_of_the_transform_with_their_origins(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("omnilit.data.cache.ROWS_PER_BATCH", 8)
+    rows = [_chat("word " * (i % 5)) for i in range(19)]
+    files = (write_jsonl(rows, "a.jsonl"), write_jsonl([_chat("b")], "b.jsonl"))
+    info = prepare(request_for(*files), tokenizer)
+    data = open_prepared(info["path"])
+    transform = build_transform(TransformSettings(), tokenizer)
+    assert len(data) == info["num_samples"] == info["num_records"] == len(rows) + 1
+    for index in (0, 4, 7, 8, 15, 16, len(rows)):
+        sample = data[index]
+        is_last = index == len(rows)
+        origin = Origin("train", str(files[is_last]), 1 if is_last else index + 1)
+        (expected,) = transform(Record(_chat("b") if is_last else rows[index], origin))
+        assert sample.origin == origin
+        assert sample.input_ids.tolist() == expected.input_ids.tolist()
+        assert sample.labels.tolist() == expected.labels.tolist()
+        assert data.lengths[index] == len(sample)
+        assert data.num_targets[index] == (sample.labels != IGNORE).sum()
+    assert info["num_tokens"] == data.lengths.sum()
+    assert info["num_targets"] == data.num_targets.sum()
+    with pytest.raises(IndexError):
+        data[len(data)]
+
+
+def test_prepared_data_travels_by_its_path_and_its_info_as_json(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    info = prepare(request_for(write_jsonl([_chat("x")] * 50)), tokenizer)
+    data = open_prepared(info["path"])
+    packed = pickle.dumps(data)
+    assert len(packed) < 400
+    assert pickle.loads(packed)[3].input_ids.tolist() == data[3].input_ids.tolist()
+    assert json.loads(json.dumps(info)) == info
+
+
+def _mark(info: PreparedInfo) -> None:
+    (Path(info["path"]) / "seen").touch()
+
+
+def _is_marked(info: PreparedInfo) -> bool:
+    return (Path(info["path"]) / "seen").exists()
+
+
+def test_the_same_request_is_found_and_any_other_is_not(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    file = write_jsonl([_chat("x")])
+    request = request_for(file)
+    first = prepare(request, tokenizer)
+    _mark(first)
+    again = prepare(request_for(file, text_key="messages", chat_template="tokenizer"), tokenizer)
+    assert _is_marked(again)  # the defaults, written out
+    assert again == first
+    for other in (
+        request_for(file, max_seq_len=2047),
+        request_for(file, truncation_side="left"),
+        request_for(file, overlong="drop"),
+        request_for(file, chat_template="plain"),
+        replace(request, source="eval"),
+        request_for(write_jsonl([_chat("x")], "other.jsonl")),
+    ):
+        assert not _is_marked(prepare(other, tokenizer))
+    assert not _is_marked(prepare(request, build_tokenizer(CHATML)))
+    write_jsonl([_chat("y")])  # the same name and size
+    assert not _is_marked(prepare(request, tokenizer))
+
+
+def test_what_was_cut_dropped_or_left_without_a_label_is_counted(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    file = write_jsonl(
+        [
+            _chat("x"),
+            _chat("y " * 50),
+            {
+                "messages": [
+                    {"role": "user", "content": "z " * 200},
+                    {"role": "assistant", "content": "cut away"},
+                ]
+            },
+        ]
+    )
+    whole = prepare(request_for(file), tokenizer)
+    assert (whole["num_truncated"], whole["num_unsupervised"]) == (0, 0)
+    cut = prepare(request_for(file, max_seq_len=60), tokenizer)
+    assert (cut["num_truncated"], cut["num_unsupervised"], cut["num_samples"]) == (2, 1, 3)
+    dropped = prepare(request_for(file, max_seq_len=60, overlong="drop"), tokenizer)
+    assert (dropped["num_dropped"], dropped["num_samples"], dropped["num_records"]) == (2, 1, 3)
+
+
+def test_plaintext_is_conserved_through_the_cache(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    texts = ["the quick brown fox " * n for n in (1, 9, 0, 4)]
+    request = request_for(
+        write_jsonl([{"content_split": t} for t in texts]), data_type="plaintext", max_seq_len=8
+    )
+    data = open_prepared(prepare(request, tokenizer)["path"])
+    ids = np.concatenate([data[i].input_ids for i in range(len(data))]).tolist()
+    assert tokenizer.decode(ids) == "".join(t + "<|endoftext|>" for t in texts)
+
+
+def test_data_that_cannot_train_is_refused_and_leaves_nothing_behind(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+):
+    muted = {"messages": [{"role": "assistant", "content": "x", "loss_mask": 0}]}
+    good, silent = write_jsonl([_chat("x")]), write_jsonl([muted] * 3, "silent.jsonl")
+    with pytest.raises(DataError, match=r"silent\.jsonl: no token in the whole file is trained"):
+        prepare(request_for(good, silent), tokenizer)
+    with pytest.raises(DataError, match=r"empty\.jsonl: the data set is empty: 0 records"):
+        prepare(request_for(write_jsonl([], "empty.jsonl")), tokenizer)
+    with pytest.raises(DataError, match="1 records, 1 of them dropped for their length"):
+        prepare(request_for(good, max_seq_len=4, overlong="drop"), tokenizer)
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: the line is not JSON"):
+        prepare(request_for(write_jsonl([_chat("x"), "{"], "bad.jsonl")), tokenizer)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    file = write_jsonl([_chat("x")])
+    blocked = replace(request_for(file), cache_dir=file / "cache")
+    with pytest.raises(DataError, match=r"cannot be written .+ set OMNILIT_CACHE"):
+        prepare(blocked, tokenizer)
+
+
+def test_an_unfinished_folder_is_not_opened_and_is_made_anew(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    request = request_for(write_jsonl([_chat("x")]))
+    info = prepare(request, tokenizer)
+    (Path(info["path"]) / "COMPLETE").unlink()
+    with pytest.raises(DataError, match="is not a finished folder of prepared data"):
+        open_prepared(info["path"])
+    assert prepare(request, tokenizer) == info
+    assert len(open_prepared(info["path"])) == 1
+
+
+def test_of_two_that_publish_the_same_folder_the_first_stays(tmp_path: Path):
+    with publish(tmp_path / "f") as late:
+        (late / "who").write_text("late")
+        with publish(tmp_path / "f") as early:
+            (early / "who").write_text("early")
+    assert (tmp_path / "f" / "who").read_text() == "early"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]

@@ -1,0 +1,329 @@
+"""Windows over ranks and passes: nothing lost, nothing twice, the same steps for any layout."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omnilit.data.batches import WorkerSettings
+from omnilit.data.evaluation import EvalLoader
+from omnilit.data.packing import PlanSettings
+from omnilit.data.window import TrainLoader, WindowLayout, steps_per_epoch
+from omnilit.errors import ConfigError, DataError
+from omnilit.types import MicroBatch
+from tests.helpers.samples import CountingSource
+
+BUDGET = 16
+LENGTHS = np.random.default_rng(5).integers(1, BUDGET + 1, 61).tolist()
+PLAN = PlanSettings(seed=7, budget=BUDGET)
+
+
+def _loader(
+    rank: int = 0,
+    ranks: int = 1,
+    window: int = 1,
+    *,
+    steps: int | None = None,
+    max_steps: int | None = None,
+    num_workers: int = 0,
+    plan: PlanSettings = PLAN,
+    source: CountingSource | None = None,
+) -> TrainLoader:
+    return TrainLoader(
+        source or CountingSource(LENGTHS),
+        plan=plan,
+        layout=WindowLayout(rank, ranks, window),
+        steps_per_epoch=steps,
+        max_steps=max_steps,
+        workers=WorkerSettings(num_workers),
+    )
+
+
+def _rows(batches: Iterable[MicroBatch]) -> list[tuple[int, ...]]:
+    return [tuple(origin.row for origin in batch.origins) for batch in batches]
+
+
+def _read(ranks: int, window: int, *, steps: int | None = None) -> list[list[tuple[int, ...]]]:
+    """One epoch as windows, each with the micro-batches of all ranks."""
+    dealt = [_rows(_loader(r, ranks, window, steps=steps)) for r in range(ranks)]
+    assert len({len(rows) for rows in dealt}) == 1
+    return [
+        [row for rows in dealt for row in rows[start : start + window]]
+        for start in range(0, len(dealt[0]), window)
+    ]
+
+
+def _samples(windows: Iterable[Iterable[tuple[int, ...]]]) -> Counter[int]:
+    return Counter(row for window in windows for rows in window for row in rows)
+
+
+@pytest.mark.parametrize(("ranks", "window"), [(1, 1), (1, 4), (2, 2), (4, 1), (3, 5), (1, 999)])
+def test_a_pass_holds_every_sample_once_on_any_layout(ranks: int, window: int):
+    assert _samples(_read(ranks, window)) == Counter(range(len(LENGTHS)))
+
+
+def test_equal_windows_are_the_same_steps_on_any_layout():
+    one, two, four = (_read(ranks, 4 // ranks, steps=40) for ranks in (1, 2, 4))
+    assert len(one) == 40
+    assert [sorted(w) for w in one] == [sorted(w) for w in two] == [sorted(w) for w in four]
+
+
+def test_rank_r_takes_the_items_i_times_ranks_plus_r():
+    items = _rows(_loader())
+    for rank in (0, 1, 2):
+        rows = _rows(_loader(rank, 3, 2))
+        assert rows[:4] == [items[rank], items[3 + rank], items[6 + rank], items[9 + rank]]
+
+
+def test_only_the_last_window_of_a_pass_is_filled():
+    num_items = len(_rows(_loader()))
+    windows = _read(3, 3)
+    assert num_items % 9, "the case must be uneven"
+    fillers = [window.count(()) for window in windows]
+    assert fillers == [0] * (num_items // 9) + [9 - num_items % 9]
+
+
+def test_an_epoch_of_given_steps_goes_on_where_the_last_one_stopped():
+    loader, short = _loader(window=4, steps=100), _loader(window=4, steps=7)
+    whole = _rows(loader)
+    assert len(loader) == 400
+    assert [row for _ in range(14) for row in _rows(short)] == whole[: 14 * 7 * 4]
+
+
+def test_every_pass_is_in_another_order_and_whole():
+    loader = _loader(window=2)
+    passes = [_rows(loader) for _ in range(3)]
+    assert loader.position.pass_index == 2
+    assert passes[0] != passes[1] != passes[2]
+    for rows in passes:
+        assert _samples([rows]) == Counter(range(len(LENGTHS)))
+
+
+@pytest.mark.parametrize("buffer_size", [None, 3])
+def test_without_a_budget_an_epoch_is_a_pass_and_its_length_is_known(buffer_size: int | None):
+    loader = _loader(window=3, plan=PlanSettings(7, BUDGET, buffer_size))
+    total = loader.count_windows(5)
+    windows = 0
+    for _ in range(5):
+        expected = len(loader)
+        iterator = iter(loader)
+        first = next(iterator)
+        assert len(loader) == expected, "while it runs"
+        rows = _rows([first, *iterator])
+        assert len(rows) == expected
+        assert _samples([rows]) == Counter(range(len(LENGTHS)))
+        windows += len(rows) // 3
+    assert windows == total
+
+
+def test_max_steps_caps_an_epoch_and_the_next_goes_on_behind_it():
+    whole = _rows(_loader(window=2, steps=12))
+    loader = _loader(window=2, steps=5, max_steps=3)
+    assert (len(loader), loader.count_windows(4)) == (6, 12)
+    assert [row for _ in range(4) for row in _rows(loader)] == whole
+    raised = _loader(window=2, steps=5, max_steps=4)
+    loader = _loader(window=2, steps=5, max_steps=3)
+    seen = _rows(loader)
+    raised.load_state_dict(loader.state_dict())
+    raised.resume_epoch(3)
+    assert seen + _rows(raised) == whole[:8], "a raised limit goes on with the same epoch"
+
+
+def test_an_iterator_that_is_never_read_changes_nothing():
+    loader = _loader(window=2)
+    list(loader)
+    before = loader.state_dict()
+    iter(loader)
+    assert loader.state_dict() == before
+
+
+def test_order_is_the_same_bit_for_bit_with_workers():
+    alone, helped = _loader(window=2, steps=20), _loader(window=2, steps=20, num_workers=2)
+    for _ in range(2):  # epochs
+        for a, b in zip(alone, helped, strict=True):
+            assert a.origins == b.origins
+            assert torch.equal(a.input_ids, b.input_ids)
+            assert torch.equal(a.labels, b.labels)
+            assert a.bounds == b.bounds
+            assert a.stamp is not None
+            assert b.stamp is not None
+            assert a.stamp.counts == b.stamp.counts
+
+
+def test_stamps_hold_the_sums_of_the_window_over_ranks_reduced_once():
+    calls: list[Mapping[str, float]] = []
+
+    def double(values: Mapping[str, float]) -> Mapping[str, float]:
+        calls.append(dict(values))
+        return {name: 2 * value for name, value in values.items()}
+
+    loader = _loader(window=3)
+    loader.reduce_counts = double
+    batches = list(loader)
+    assert len(calls) == len(batches) // 3
+    for start in range(0, len(batches), 3):
+        window = batches[start : start + 3]
+        tokens = sum(b.num_tokens for b in window)
+        targets = sum(int((b.labels != -100).sum()) for b in window)
+        stamps = [b.stamp for b in window if b.stamp is not None]
+        assert [(s.index, s.size, s.is_last) for s in stamps] == [
+            (0, 3, False),
+            (1, 3, False),
+            (2, 3, True),
+        ]
+        assert {(s.counts["tokens"], s.num_tokens) for s in stamps} == {(2 * targets, 2 * tokens)}
+        assert all(s.data_wait_s >= 0 for s in stamps)
+        assert all(set(s.counts) == {"tokens"} for s in stamps)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([(1, 1), (1, 4), (2, 2), (4, 1), (3, 2)]),
+    st.sampled_from([(1, 1), (1, 4), (2, 3), (4, 1), (5, 2)]),
+    st.integers(0, 12),
+)
+def test_a_resume_on_another_layout_loses_and_repeats_nothing(
+    before: tuple[int, int], after: tuple[int, int], windows: int
+):
+    (ranks, window), seen, states = before, [], []
+    for rank in range(ranks):
+        loader = _loader(rank, ranks, window)
+        windows = min(windows, loader.num_windows)
+        seen += _rows(islice(loader, windows * window))
+        states.append(loader.state_dict())
+    assert all(state == states[0] for state in states)
+    rest = []
+    for rank in range(after[0]):
+        resumed = _loader(rank, *after)
+        resumed.load_state_dict(states[0])
+        resumed.resume_epoch(windows)
+        expected = len(resumed) - windows * after[1]
+        rows = _rows(resumed)
+        assert len(rows) == expected
+        rest += rows
+    assert _samples([seen, rest]) == Counter(range(len(LENGTHS)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_continues_at_the_next_window_whatever_was_fetched_ahead(num_workers: int):
+    whole = _rows(_loader(window=2, steps=50))
+    stopped = _loader(window=2, steps=50, num_workers=num_workers)
+    iterator = iter(stopped)
+    seen = _rows(islice(iterator, 2 * 23))
+    state = pickle.loads(pickle.dumps(stopped.state_dict()))
+    del iterator
+    resumed = _loader(window=2, steps=50, num_workers=num_workers)
+    resumed.load_state_dict(state)
+    resumed.resume_epoch(23)
+    assert len(resumed) == 100
+    assert seen + _rows(resumed) == whole
+    assert len(_rows(resumed)) == 100, "the epoch after it is whole again"
+
+
+def test_a_window_counts_when_its_last_micro_batch_is_handed_out():
+    loader = _loader(window=3)
+    iterator = iter(loader)
+    items = []
+    for _ in range(7):
+        next(iterator)
+        items.append(loader.state_dict()["items"])
+    assert items == [0, 0, 3, 3, 3, 6, 6]
+
+
+def test_the_end_of_a_pass_is_a_position_of_its_own_until_the_next_begins():
+    loader = _loader(window=4)
+    list(loader)
+    state = loader.state_dict()
+    assert (state["pass_index"], state["items"]) == (0, len(_rows(_loader())))
+    resumed = _loader(window=4)
+    resumed.load_state_dict(state)
+    resumed.resume_epoch(loader.num_windows)
+    assert _rows(resumed) == []
+    assert _samples([_rows(resumed)]) == Counter(range(len(LENGTHS)))
+    assert resumed.position.pass_index == 1
+
+
+def test_starting_loaders_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    list(islice(_loader(num_workers=1), 3))
+    list(EvalLoader(CountingSource([3, 4]), budget=8, layout=WindowLayout(), workers=WORKERS))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_position_for_other_data_or_packing_is_refused_with_every_reason():
+    state = _loader().state_dict()
+    other = _loader(plan=PlanSettings(8, BUDGET + 1, 200), source=CountingSource([1, 2, 3]))
+    with pytest.raises(ConfigError) as caught:
+        other.load_state_dict(state)
+    text = str(caught.value)
+    for part in (
+        "train.seed (seed 7, now 8)",
+        "train.micro_batch_size (budget 16, now 17)",
+        "data.dyn_bsz_buffer_size (buffer_size None, now 200)",
+        "data.train_path or how it is tokenised",
+    ):
+        assert part in text
+
+
+@pytest.fixture
+def workers_end() -> Iterator[None]:
+    """End a failed loader's workers here: torch watches them until it is collected."""
+    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # How long torch waits for a worker that has raised before it ends it.
+        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+        gc.collect()
+
+
+@pytest.mark.usefixtures("workers_end")
+def test_a_worker_that_dies_is_an_error():
+    loader = _loader(num_workers=1, source=CountingSource(LENGTHS, fatal=LENGTHS.index(BUDGET)))
+    with pytest.raises(DataError, match=r"a data worker died \(DataLoader worker .+\.num_workers"):
+        list(loader)
+
+
+@pytest.mark.usefixtures("workers_end")
+def test_an_error_in_a_worker_is_raised_in_the_training_process():
+    loader = _loader(num_workers=1, source=CountingSource(LENGTHS, faulty=3))
+    with pytest.raises(OSError, match="sample 3 cannot be read"):
+        list(loader)
+
+
+def test_steps_of_a_token_budget_are_rounded_up():
+    assert steps_per_epoch(1_000_000, tokens_per_step=8 * 2048) == 62
+    assert steps_per_epoch(16_384, tokens_per_step=16_384) == 1
+
+
+WORKERS = WorkerSettings()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 100])
+def test_evaluation_reads_everything_once_on_any_number_of_ranks(ranks: int):
+    loaders = [
+        EvalLoader(
+            CountingSource(LENGTHS),
+            budget=BUDGET,
+            layout=WindowLayout(rank, ranks),
+            workers=WORKERS,
+        )
+        for rank in range(ranks)
+    ]
+    for _ in range(2):
+        dealt = [list(loader) for loader in loaders]
+        assert {len(rows) for rows in dealt} == {len(loaders[0])}
+        assert all(batch.stamp is None for rows in dealt for batch in rows)
+        assert _samples(map(_rows, dealt)) == Counter(range(len(LENGTHS)))
+
+
+def test_evaluation_keeps_the_order_of_the_files():
+    loader = EvalLoader(CountingSource([4] * 8), budget=8, layout=WindowLayout(), workers=WORKERS)
+    assert _rows(loader) == [(0, 1), (2, 3), (4, 5), (6, 7)]
