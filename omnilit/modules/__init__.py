@@ -1,0 +1,23 @@
+"""Tasks: what a step computes, on which model and data."""
+
+from omnilit.modules.base import OmniModule
+from omnilit.modules.datamodule import OmniDataModule
+from omnilit.modules.later import (
+    ClassificationModule,
+    DiffusionModule,
+    DPOModule,
+    OmniComposedModule,
+    VLMModule,
+)
+from omnilit.modules.sft import SFTModule
+
+__all__ = [
+    "ClassificationModule",
+    "DPOModule",
+    "DiffusionModule",
+    "OmniComposedModule",
+    "OmniDataModule",
+    "OmniModule",
+    "SFTModule",
+    "VLMModule",
+]

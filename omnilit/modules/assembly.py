@@ -1,0 +1,114 @@
+"""One model from configuration to sharded weights, in the one order that works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from omnilit.config import OpsImplementationConfig, TrainingArguments
+from omnilit.kernels.machine import Machine
+from omnilit.kernels.resolve import KernelSet, resolve_kernels
+from omnilit.logging import get_logger
+from omnilit.models.bind import Binding, bind_kernels
+from omnilit.models.blocks import decoder_blocks
+from omnilit.models.build import build_meta
+from omnilit.models.head import ForwardOutput
+from omnilit.models.weights import load_buffers, load_weights
+from omnilit.modules.precision import Precision
+from omnilit.parallel.fsdp import shard_model
+from omnilit.parallel.mesh import Topology
+from omnilit.types import MicroBatch
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What one model is made from; a module that holds two models makes two requests.
+
+    Args:
+        config: The model's configuration as read; the model gets a copy.
+        weights_path: Folder with safetensors, or None for random weights.
+        strict: Refuse weights that do not name every parameter exactly once.
+        trust_remote_code: Run code that comes with the model's files.
+        ops: Which kernel runs each operation.
+        given: Fields of `ops` that were given.
+        train: The `train` group: seed, recomputation, precision, sharding.
+        is_resume: A checkpoint will bring the weights.
+    """
+
+    config: PretrainedConfig
+    weights_path: str | None
+    strict: bool
+    trust_remote_code: bool
+    ops: OpsImplementationConfig
+    given: frozenset[str]
+    train: TrainingArguments
+    is_resume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledModel:
+    """A model ready to train, with what was bound to it."""
+
+    model: PreTrainedModel
+    kernels: KernelSet
+    binding: Binding
+    precision: Precision
+
+    def forward(self, batch: MicroBatch) -> ForwardOutput:
+        """Losses of the supervised tokens, and the router's balance loss where there is one."""
+        return self.binding.head.forward(self.model, batch)
+
+
+def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
+    """Build, bind, shard and fill one model; every rank calls.
+
+    The order is fixed: kernels are bound to plain modules, recomputation wraps what was bound,
+    sharding comes last before memory is taken, and weights go straight into the shards.
+
+    Raises:
+        ConfigError: The model, its kernels or its weights cannot be used as asked.
+    """
+    train = request.train
+    precision = Precision.of(train.accelerator.fsdp_config.mixed_precision, machine)
+    model = build_meta(
+        request.config, dtype=precision.master, trust_remote_code=request.trust_remote_code
+    )
+    kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
+    binding = bind_kernels(model, kernels)
+    if train.gradient_checkpointing.enable:
+        options = {"use_reentrant": train.gradient_checkpointing.enable_reentrant}
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    shard_model(
+        model,
+        units=decoder_blocks(model),
+        mesh=topology.fsdp,
+        policy=precision.policy,
+        reshard_after_forward=train.accelerator.fsdp_config.reshard_after_forward,
+    )
+    _fill(model, request, topology)
+    log.info("precision: %s", precision)
+    return AssembledModel(model, kernels, binding, precision)
+
+
+def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:
+    """Give the shards memory and values; those that a checkpoint brings are left undefined."""
+    if request.is_resume:
+        load_buffers(
+            model,
+            request.config,
+            device=topology.device,
+            trust_remote_code=request.trust_remote_code,
+        )
+        return
+    load_weights(
+        model,
+        request.config,
+        path=request.weights_path,
+        seed=request.train.seed,
+        device=topology.device,
+        strict=request.strict,
+        trust_remote_code=request.trust_remote_code,
+    )

@@ -1,0 +1,375 @@
+"""The base of every task: one model, built in one order, trained on exact means."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sized
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from typing_extensions import override
+
+from omnilit.checkpoint.hf import choose_export_dtype, export
+from omnilit.config import OpsImplementationConfig, TrainingArguments
+from omnilit.errors import ConfigError, OmniError, TrainingError
+from omnilit.kernels.machine import Machine
+from omnilit.kernels.resolve import changed_fields
+from omnilit.logging import get_logger
+from omnilit.models.bind import Binding
+from omnilit.models.build import (
+    check_tokenizer,
+    load_generation_config,
+    load_model_config,
+    load_tokenizer,
+)
+from omnilit.models.weights import gather_weights
+from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
+from omnilit.modules.meter import TermMeter
+from omnilit.optim.build import build_optimizer
+from omnilit.optim.schedules import AbsoluteSchedule
+from omnilit.parallel.collectives import raise_together, sum_over
+from omnilit.parallel.grad_norm import clip_gradients
+from omnilit.parallel.mesh import Topology
+from omnilit.types import LossTerm, MicroBatch, StepResult, StepStamp
+
+log = get_logger(__name__)
+
+
+class OmniModule(LightningModule):
+    """Builds one model, binds kernels to it, shards it, and trains it on exact means.
+
+    A task subclasses it and says what the loss is made of in `loss_terms`. Everything else is
+    shared: the mean of each term is over all its targets of the whole optimizer step, whatever
+    the number of ranks and micro-batches.
+
+    Args:
+        config_path: Folder or file with the model's Hugging Face configuration; default:
+            `model_path`.
+        model_path: Folder with safetensors weights; left out, weights are random.
+        tokenizer_path: Folder of the tokenizer; default: `config_path`.
+        safetensor_idx_path: An index of safetensors shards.
+        foundation: Extra settings of a foundation model.
+        encoders: Encoders by modality.
+        decoders: Decoders by modality.
+        input_encoder: Which side encodes input images.
+        output_encoder: Which side encodes output images.
+        encode_target: Encode the training targets with the decoder.
+        basic_modules: Further module classes to shard on their own.
+        ops_implementation: Which kernel runs each operation.
+        trust_remote_code: Run code that comes with the model's files.
+        strict: Refuse weights that do not name every parameter exactly once.
+        train: The `train` group; the command line fills it in.
+    """
+
+    def __init__(
+        self,
+        *,
+        config_path: str | None = None,
+        model_path: str | None = None,
+        tokenizer_path: str | None = None,
+        safetensor_idx_path: str | None = None,
+        foundation: dict[str, str] = {},  # noqa: B006 - the reference's default, never changed
+        encoders: dict[str, Any] = {},  # noqa: B006
+        decoders: dict[str, Any] = {},  # noqa: B006
+        input_encoder: Literal["encoder", "decoder"] = "encoder",
+        output_encoder: Literal["encoder", "decoder"] = "decoder",
+        encode_target: bool = False,
+        basic_modules: list[str] | None = [],  # noqa: B006
+        ops_implementation: OpsImplementationConfig = OpsImplementationConfig(),
+        trust_remote_code: bool = False,
+        strict: bool = True,
+        train: TrainingArguments = TrainingArguments(),
+    ) -> None:
+        super().__init__()
+        self.config_path = config_path or model_path
+        self.model_path = model_path
+        self.tokenizer_path = tokenizer_path or self.config_path
+        self.ops_implementation = ops_implementation
+        self.trust_remote_code = trust_remote_code
+        self.strict = strict
+        self.train_arguments = train
+        self.given_kernels = changed_fields(ops_implementation)
+        self.policy: AssembledModel | None = None
+        self.model: torch.nn.Module | None = None
+        self.step_result: StepResult | None = None
+        self.eval_result: dict[str, float] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._model_config: PretrainedConfig | None = None
+        self._meter, self._eval_meter = TermMeter(), TermMeter()
+        self._stamp: StepStamp | None = None
+        self._grad_norm = 0.0
+        self._skipped_steps = self._skipped_in_a_row = 0
+
+    # What a task may override
+
+    def loss_terms(self, batch: MicroBatch) -> dict[str, LossTerm]:
+        """The loss of one micro-batch as named sums, each over targets that the batch counts.
+
+        Args:
+            batch: One packed micro-batch.
+
+        Returns:
+            By name; a term's weight in the step is its sum over the count of its targets in the
+            whole step.
+        """
+        raise NotImplementedError
+
+    def parameter_part(self, name: str) -> str:
+        """The optimizer group that a parameter belongs to, by its name in the model."""
+        return "backbone"
+
+    # What the model is
+
+    @property
+    def topology(self) -> Topology:
+        """The meshes of this run.
+
+        Raises:
+            ConfigError: The trainer has another strategy than `OmniStrategy`.
+        """
+        topology = getattr(self.trainer.strategy, "topology", None)
+        if not isinstance(topology, Topology):
+            raise ConfigError(
+                key="trainer.strategy",
+                problem=f"{type(self.trainer.strategy).__name__} builds no meshes for omnilit",
+                fix="use Trainer(strategy=OmniStrategy())",
+            )
+        return topology
+
+    @property
+    def model_config(self) -> PretrainedConfig:
+        """The model's configuration as its files say it; never changed by what is bound."""
+        if self._model_config is None:
+            self._model_config = load_model_config(
+                self.config_path, self.model_path, trust_remote_code=self.trust_remote_code
+            )
+        return self._model_config
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, checked against the model's vocabulary."""
+        if self._tokenizer is None:
+            if self.tokenizer_path is None:
+                raise ConfigError(
+                    key="model.tokenizer_path",
+                    problem="neither tokenizer_path, config_path nor model_path is given",
+                    fix="give the folder of the tokenizer",
+                )
+            tokenizer = load_tokenizer(
+                self.tokenizer_path, trust_remote_code=self.trust_remote_code
+            )
+            check_tokenizer(tokenizer, self.model_config)
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    @property
+    def assembled(self) -> AssembledModel:
+        """The model that is trained, with its kernels; there from `configure_model` on."""
+        assert self.policy is not None, "configure_model has not run"
+        return self.policy
+
+    @property
+    def binding(self) -> Binding:
+        """What was bound where."""
+        return self.assembled.binding
+
+    @override
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return  # Lightning calls again before each fit and validate
+        request = ModelRequest(
+            config=self.model_config,
+            weights_path=self.model_path,
+            strict=self.strict,
+            trust_remote_code=self.trust_remote_code,
+            ops=self.ops_implementation,
+            given=self.given_kernels,
+            train=self.train_arguments,
+            is_resume=self.trainer.ckpt_path is not None,
+        )
+        topology = self.topology
+        machine = Machine.detect(topology.device.type)
+        self.policy = assemble(request, topology=topology, machine=machine)
+        self.model = self.policy.model
+        _seed_rank(self.train_arguments.seed, topology.data_rank)
+
+    # Training
+
+    @override
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+        stamp = batch.stamp
+        assert stamp is not None, "the training loader stamps every micro-batch"
+        self._stamp = stamp
+        terms = self.loss_terms(batch)
+        self._meter.add(terms, batch)
+        parts = [term.sum / max(stamp.counts[term.count], 1.0) for term in terms.values()]
+        # Lightning divides by the number of micro-batches; the step's counts already did
+        return torch.stack(parts).sum() * self.trainer.accumulate_grad_batches
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        max_norm = self.train_arguments.optimizer.max_grad_norm
+        self._grad_norm = clip_gradients(parameters, max_norm).item()
+        if math.isfinite(self._grad_norm):
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_steps += 1
+        self._skipped_in_a_row += 1
+        optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+
+    @override
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Any = None,
+    ) -> None:
+        lr = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.binding.verify_called()
+        self.step_result = self._finish_step(epoch, lr)
+        limit = self.train_arguments.optimizer.max_skipped_steps
+        if self._skipped_in_a_row >= limit:
+            raise TrainingError(
+                problem=f"the gradient norm was not finite in {limit} steps in a row",
+                fix="lower train.optimizer.lr, or look at the data of these steps",
+            )
+
+    def _finish_step(self, epoch: int, lr: dict[str, float]) -> StepResult:
+        """What the step came to, over all ranks: one all-reduce, one wait for the device."""
+        means, counts = self._meter.read_means(self._sum_over_ranks)
+        self._meter.reset()
+        stamp = self._stamp
+        assert stamp is not None, "a step has at least one micro-batch"
+        step = self.trainer.global_step + 1  # Lightning counts it after this hook
+        loss = sum(means.values())
+        self.log("loss", loss, prog_bar=True, logger=False, rank_zero_only=True)
+        return StepResult(
+            step=step,
+            epoch=epoch,
+            losses=means,
+            loss=loss,
+            grad_norm=self._grad_norm,
+            lr=lr,
+            tokens=round(counts.get("tokens", 0.0)),
+            num_tokens=stamp.num_tokens,
+            data_wait_s=stamp.data_wait_s,
+            skipped_steps=self._skipped_steps,
+        )
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        arguments = self.train_arguments.optimizer
+        optimizer = build_optimizer(self.assembled.model, arguments, part_of=self.parameter_part)
+        schedule = AbsoluteSchedule(optimizer, arguments, total_steps=self._num_steps())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1},
+        }
+
+    def _num_steps(self) -> int:
+        """Steps of the whole run, for the schedule."""
+        own = getattr(getattr(self.trainer, "datamodule", None), "num_steps", None)
+        return int(self.trainer.estimated_stepping_batches) if own is None else own
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        # Lightning asks for the length once a fit; epochs that are passes differ in theirs
+        loop = self.trainer.fit_loop
+        if isinstance(loader := self.trainer.train_dataloader, Sized):
+            loop.max_batches = len(loader)
+
+    # Evaluation
+
+    @override
+    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        self._eval_meter.add(self.loss_terms(batch), batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        means, _ = self._eval_meter.read_means(self._sum_over_ranks)
+        self._eval_meter.reset()
+        result = {"eval_loss": sum(means.values())}
+        if len(means) > 1:
+            result |= {f"eval_{name}": mean for name, mean in means.items()}
+        self.eval_result = result
+        self.log_dict(result, logger=False, sync_dist=True)  # equal on all ranks already
+
+    # Saving
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["omnilit"] = {
+            "kernels": self.assembled.kernels.names(),
+            "skipped_steps": self._skipped_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("omnilit", {})
+        self._skipped_steps = saved.get("skipped_steps", 0)
+        self._skipped_in_a_row = saved.get("skipped_in_a_row", 0)
+        before, now = saved.get("kernels", {}), self.assembled.kernels.names()
+        for field, backend in now.items():
+            if before.get(field, backend) != backend:
+                log.warning("%s: saved with %s, resumed with %s", field, before[field], backend)
+
+    def export_weights(self, destination: Path) -> None:
+        """Write the model as a Hugging Face folder; every rank calls.
+
+        Args:
+            destination: The folder to publish, such as `global_step_10/hf_ckpt`.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank.
+        """
+        tensors = gather_weights(self.assembled.model)
+        error: BaseException | None = None
+        if self.trainer.is_global_zero:
+            try:
+                export(
+                    self.model_config,
+                    tensors,
+                    self.tokenizer,
+                    destination,
+                    dtype=choose_export_dtype(
+                        self.train_arguments.checkpoint.export_dtype,
+                        config=self.model_config,
+                        is_loaded=self.model_path is not None,
+                        master=self.assembled.precision.master,
+                    ),
+                    generation_config=load_generation_config(self.model_path),
+                    trust_remote_code=self.trust_remote_code,
+                )
+            except (OmniError, OSError) as caught:
+                error = caught
+        raise_together(error)
+
+    def _sum_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
+        topology = self.topology
+        device = topology.device if topology.device.type != "cpu" else "cpu"
+        return sum_over(values, topology.loss.get_group(), device)
+
+
+def _seed_rank(seed: int, data_rank: int) -> None:
+    """Random numbers of training (dropout) differ between data ranks; weights have their own."""
+    own = seed + data_rank
+    random.seed(own)
+    np.random.seed(own)  # noqa: NPY002 - what libraries draw from
+    torch.manual_seed(own)

@@ -1,0 +1,86 @@
+"""Tasks whose arguments are settled and whose training comes with a later release."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from omnilit.config import DPOConfig
+from omnilit.errors import ConfigError
+from omnilit.modules.base import OmniModule
+
+
+def _refuse(module: OmniModule) -> NoReturn:
+    raise ConfigError(
+        key="model.class_path",
+        problem=f"{type(module).__name__} is not available yet",
+        fix="use SFTModule, or wait for the release that brings this task",
+    )
+
+
+class VLMModule(OmniModule):
+    """Vision-language training; not available yet.
+
+    Args:
+        encoder_data_balance: Balance the vision tower's work over ranks.
+        encoder_data_balance_sorting_algo: How it is balanced.
+        kwargs: The arguments of `OmniModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder_data_balance: bool | None = False,
+        encoder_data_balance_sorting_algo: str | None = "post_mbs_balancing_greedy_without_pad",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _refuse(self)
+
+
+class DPOModule(OmniModule):
+    """Direct preference optimisation; not available yet.
+
+    Args:
+        dpo_config: The `dpo_config` group; the command line fills it in.
+        kwargs: The arguments of `OmniModule`.
+    """
+
+    def __init__(self, *, dpo_config: DPOConfig = DPOConfig(), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _refuse(self)
+
+
+class ClassificationModule(OmniModule):
+    """Sequence classification; not available yet.
+
+    Args:
+        kwargs: The arguments of `OmniModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _refuse(self)
+
+
+class OmniComposedModule(OmniModule):
+    """Encoders, a foundation model and decoders in one; not available yet.
+
+    Args:
+        kwargs: The arguments of `OmniModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _refuse(self)
+
+
+class DiffusionModule(OmniModule):
+    """Diffusion transformers; not available yet.
+
+    Args:
+        kwargs: The arguments of `OmniModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _refuse(self)

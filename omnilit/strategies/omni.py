@@ -1,0 +1,198 @@
+"""The strategy: process group, meshes, gradient synchronisation, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from omnilit.checkpoint.data_state import (
+    DataState,
+    capture_random,
+    restore_random,
+    seed_random,
+)
+from omnilit.checkpoint.save import DataRank, load_checkpoint, save_checkpoint
+from omnilit.config import AcceleratorConfig
+from omnilit.errors import ConfigError
+from omnilit.parallel.fsdp import set_gradient_sync
+from omnilit.parallel.mesh import ParallelSizes, Topology
+from omnilit.strategies.progress import Position, resume_loops
+
+META_KEYS = ("callbacks", "lr_schedulers", "loops", "omnilit", "pytorch-lightning_version")
+
+
+class OmniStrategy(ModelParallelStrategy):
+    """Builds the meshes of `train.accelerator` and saves and loads across them.
+
+    Args:
+        config: Sizes of the parallel axes and the process group's timeout.
+    """
+
+    def __init__(self, config: AcceleratorConfig = AcceleratorConfig()) -> None:
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            timeout=timedelta(seconds=config.timeout_s),
+        )
+        self.sizes = ParallelSizes.of(config)
+        self._topology: Topology | None = None
+
+    @property
+    def topology(self) -> Topology:
+        """The meshes; there once the processes have met.
+
+        Raises:
+            RuntimeError: They have not met yet.
+        """
+        if self._topology is None:
+            raise RuntimeError("the meshes are built when fit or validate starts")
+        return self._topology
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.topology.data_size, "rank": self.topology.data_rank}
+
+    @override
+    def setup_environment(self) -> None:
+        self._setup_distributed()
+        self._topology = Topology.build(self.sizes, self.root_device)
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._topology.fsdp  # noqa: SLF001 - Lightning's own way
+
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        assert self.model is not None
+        left = [n for n, p in self.model.named_parameters() if p.is_meta]
+        if left:  # Lightning would fill them with whatever lies in memory
+            raise ConfigError(
+                key="model",
+                problem=f"configure_model left {len(left)} parameters without values: {left[0]}",
+                fix="call super().configure_model(), or fill every parameter there",
+            )
+        super().setup(trainer)
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """No reduction over ranks in here: Lightning enters it for all but a step's last batch."""
+        assert self.model is not None
+        set_gradient_sync(self.model, is_on=False)
+        try:
+            yield
+        finally:
+            set_gradient_sync(self.model, is_on=True)
+
+    # Checkpoints: the tensors go to and come from disk here, never through Lightning's dict
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return {}
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return {}
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        trainer, topology = self._trainer, self.topology
+        position = Position.read(
+            checkpoint["loops"],
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            accumulation=trainer.accumulate_grad_batches,
+        )
+        meta = {key: checkpoint[key] for key in META_KEYS if key in checkpoint}
+        meta["position"] = position.as_dict()
+        save_checkpoint(
+            Path(filepath),
+            models=self._models(),
+            optimizers=self._named_optimizers(),
+            meta=meta,
+            data=DataState(self._data_position(checkpoint), capture_random(topology.device)),
+            data_rank=self._data_rank(),
+            files=self._config_files(Path(filepath)),
+        )
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        trainer = self._trainer
+        is_fit = trainer.state.fn == TrainerFn.FITTING
+        loaded = load_checkpoint(
+            Path(checkpoint_path),
+            models=self._models(),
+            optimizers=self._named_optimizers() if is_fit else {},
+            data_rank=self._data_rank(),
+        )
+        checkpoint = {key: loaded.meta[key] for key in META_KEYS if key in loaded.meta}
+        checkpoint["state_dict"] = {}
+        if is_fit:
+            self._resume(checkpoint, loaded.meta, loaded.data)
+        return checkpoint
+
+    def _resume(self, checkpoint: dict[str, Any], meta: Mapping[str, Any], data: DataState) -> None:
+        """Put loops, loader and random states where the run was."""
+        trainer, topology = self._trainer, self.topology
+        position = Position(**meta["position"])
+        datamodule = _datamodule(trainer)
+        if (steps_per_epoch := getattr(datamodule, "steps_per_epoch", None)) is not None:
+            position = position.open_epoch(steps_per_epoch)
+            checkpoint["loops"] = resume_loops(
+                checkpoint["loops"], position, accumulation=trainer.accumulate_grad_batches
+            )
+        checkpoint["epoch"], checkpoint["global_step"] = position.epoch, position.step
+        if datamodule is not None:
+            state = {**data.loader, "steps_in_epoch": position.steps_in_epoch}
+            checkpoint[type(datamodule).__qualname__] = state
+        if data.random is not None:
+            restore_random(data.random, topology.device)
+        else:
+            seed = getattr(getattr(trainer.lightning_module, "train_arguments", None), "seed", 0)
+            seed_random(seed=seed, step=position.step, data_rank=topology.data_rank)
+
+    @property
+    def _trainer(self) -> Trainer:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    def _models(self) -> dict[str, nn.Module]:
+        """The models to save, by name: a module's own children that have parameters."""
+        assert self.lightning_module is not None
+        children = self.lightning_module.named_children()
+        return {name: child for name, child in children if any(True for _ in child.parameters())}
+
+    def _named_optimizers(self) -> dict[str, Optimizer]:
+        plain = [o.optimizer if isinstance(o, LightningOptimizer) else o for o in self.optimizers]
+        return {f"optimizer_{index}": optimizer for index, optimizer in enumerate(plain)}
+
+    def _data_rank(self) -> DataRank:
+        return DataRank(self.topology.data_rank, self.topology.data_size)
+
+    def _data_position(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        datamodule = _datamodule(self._trainer)
+        name = type(datamodule).__qualname__ if datamodule is not None else ""
+        return checkpoint.get(name, {})
+
+    def _config_files(self, folder: Path) -> dict[str, str]:
+        """The run's two configuration files, where the command line wrote them."""
+        run = folder.parent.parent
+        names = ("config.yaml", "config.resolved.yaml")
+        return {n: (run / n).read_text(encoding="utf-8") for n in names if (run / n).is_file()}
+
+
+def _datamodule(trainer: Trainer) -> object | None:
+    return getattr(trainer, "datamodule", None)
