@@ -1,0 +1,114 @@
+"""The entry point: a static help page, then the one module that the verb needs.
+
+Nothing here imports torch, transformers or lightning, so `omnilit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final
+
+from omnilit import __version__
+from omnilit.errors import ConfigError, OmniError, suggest
+from omnilit.logging import format_table
+
+TRAINING: Final = "omnilit.cli.main"
+TARGETS: Final = {
+    "fit": TRAINING,
+    "validate": TRAINING,
+    "infer": "omnilit.tools.infer",
+    "env": "omnilit.tools.env",
+    "schema": "omnilit.tools.schema",
+}
+VERBS: Final = (
+    ("fit", "train a model: omnilit fit FILE.yaml [--train.max_steps 10 ...]"),
+    ("validate", "evaluate a model on data.eval_path"),
+    ("infer", "chat with a model, or answer one --prompt"),
+    ("env", "versions, devices, and what each kernel lacks on this machine"),
+    ("schema", "print a JSON Schema of the YAML, for editors"),
+    ("data", "not available yet: look into a data set"),
+    ("export", "not available yet: make a Hugging Face folder of a checkpoint"),
+    ("report", "not available yet: summarize a run"),
+)
+NOT_YET: Final = ("data", "export", "report")
+# Lightning's names, which its users will try
+RENAMED: Final = {"test": "evaluation is 'validate'", "predict": "generation is 'infer'"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: The arguments after the program's name; those of this process by default.
+
+    Returns:
+        The exit code: 0, 2 for what the user can mend, 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(help_text())
+        return 0
+    if words[0] in {"-V", "--version"}:
+        sys.stdout.write(f"omnilit {__version__}\n")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in TARGETS:
+        return _refuse(verb)
+    try:
+        return _load(verb)(_name_config(rest))
+    except OmniError as error:
+        sys.stderr.write(error_text(error))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def help_text() -> str:
+    """The page that `omnilit --help` shows."""
+    table = format_table("verbs:", ("verb", "what it does"), VERBS)
+    return (
+        "usage: omnilit VERB [FILE.yaml] [--key.sub_key VALUE ...]\n\n"
+        f"{table}\n\n"
+        "omnilit VERB --help lists the settings of a verb. omnilit --version prints the version.\n"
+    )
+
+
+def error_text(error: OmniError) -> str:
+    """What is wrong, as a list; one point a problem."""
+    lines = [str(p) for p in error.problems] if isinstance(error, ConfigError) else [str(error)]
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    return "".join([f"error: {count}\n", *(f"  - {line}\n" for line in lines)])
+
+
+def _refuse(verb: str) -> int:
+    known = list(TARGETS)
+    if verb in NOT_YET:
+        message = f"'{verb}' is not available yet."
+    elif verb in RENAMED:
+        message = f"there is no '{verb}': {RENAMED[verb]}."
+    else:
+        message = f"there is no '{verb}'.{suggest(verb, known)}"
+    sys.stderr.write(f"error: {message} The verbs are {', '.join(known)}.\n")
+    return 2
+
+
+def _load(verb: str) -> Callable[[list[str]], int]:
+    """The verb's function of its own arguments; only its module is imported."""
+    run: Callable[..., int] = import_module(TARGETS[verb]).run
+    if TARGETS[verb] == TRAINING:
+        return lambda argv: run(verb, argv)
+    return run
+
+
+def _name_config(argv: list[str]) -> list[str]:
+    """Let `VERB FILE.yaml` stand for `VERB --config FILE.yaml`, which the parser insists on."""
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        return ["--config", *argv]
+    return argv
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""The verbs `fit` and `validate`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from transformers.utils.logging import disable_progress_bar
+
+from omnilit.cli.omni_cli import OmniCLI, print_config, print_help
+from omnilit.cli.plan import Verb, make_plan, read
+from omnilit.cli.raw import read_command
+from omnilit.logging import get_logger, show_on_rank_zero
+
+log = get_logger(__name__)
+
+
+def run(verb: Verb, argv: Sequence[str]) -> int:
+    """Check everything, build everything, run.
+
+    Args:
+        verb: "fit" or "validate".
+        argv: The words after the verb.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        OmniError: Whatever the user can mend, with all problems of a stage.
+    """
+    command = read_command(argv)
+    if command.help_group is not None:
+        print_help(verb, command.help_group, read(command).task.module_class)
+        return 0
+    if command.is_print_config:
+        sys.stdout.write(print_config(read(command)))
+        return 0
+    _quieten()
+    plan = make_plan(verb, command)
+    show_on_rank_zero(plan.launch.rank)
+    log.info("task: %s (%s)", plan.task.class_path, plan.task.reason)
+    cli = OmniCLI(plan)
+    checkpoint = str(plan.load_path) if plan.load_path else None
+    if checkpoint:
+        log.info("loading %s", checkpoint)
+    step = cli.trainer.fit if verb == "fit" else cli.trainer.validate
+    step(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    return 0
+
+
+def _quieten() -> None:
+    """Keep the chatter of the libraries below out of a run's own words."""
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    disable_progress_bar()
+    for module in (r"lightning\..*", r"torch\.distributed\..*", r"torch\.utils\.data\..*"):
+        warnings.filterwarnings("ignore", module=module)

@@ -1,0 +1,76 @@
+"""Who owns a setting: `train.*` or Lightning's `trainer.*`, never both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from omnilit.errors import Problem, suggest
+
+KEPT: Final = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "logger",
+    "callbacks",
+    "limit_val_batches",
+    "fast_dev_run",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "inference_mode",
+    "plugins",
+    "detect_anomaly",
+    "max_time",
+)
+
+MOVED: Final = {
+    "strategy": "train.accelerator",
+    "precision": "train.accelerator.fsdp_config.mixed_precision",
+    "max_epochs": "train.num_train_epochs",
+    "max_steps": "train.max_steps",
+    "accumulate_grad_batches": "train.global_batch_size",
+    "gradient_clip_val": "train.optimizer.max_grad_norm",
+    "gradient_clip_algorithm": "train.optimizer.max_grad_norm",
+    "limit_train_batches": "train.max_steps",
+    "val_check_interval": "train.eval_steps",
+    "check_val_every_n_epoch": "train.eval_epochs",
+    "num_sanity_val_steps": "train.eval_steps",
+    "use_distributed_sampler": "train.accelerator",
+    "enable_checkpointing": "train.checkpoint.save_steps",
+    "default_root_dir": "train.checkpoint.output_dir",
+    "deterministic": "train.enable_full_determinism",
+    "profiler": "train.profile",
+    "reload_dataloaders_every_n_epochs": "train.num_train_epochs",
+    "sync_batchnorm": "train.accelerator",
+    "log_every_n_steps": "train.wandb",
+}
+
+ROOT_MOVED: Final = {
+    "seed_everything": "train.seed",
+    "ckpt_path": "train.checkpoint.load_path",
+    "optimizer": "train.optimizer",
+    "lr_scheduler": "train.optimizer.lr_decay_style",
+}
+
+
+def check_trainer_keys(given: Iterable[str]) -> list[Problem]:
+    """A problem for each key under `trainer` that is not Lightning's to decide here."""
+    problems = []
+    for name in given:
+        if name in KEPT:
+            continue
+        if name in MOVED:
+            problems.append(
+                Problem(
+                    f"trainer.{name}", f"belongs to {MOVED[name]}", f"set {MOVED[name]} instead"
+                )
+            )
+        else:
+            problems.append(
+                Problem(
+                    f"trainer.{name}",
+                    f"is not a setting of this program.{suggest(name, (*KEPT, *MOVED))}",
+                    f"use one of {', '.join(KEPT)}",
+                )
+            )
+    return problems

@@ -1,0 +1,201 @@
+"""A conversation with a model that plain transformers loads from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TextIO, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
+
+from omnilit.config import InferArguments
+from omnilit.errors import CheckpointError, ConfigError, DataError
+
+
+@dataclass(slots=True)
+class Chat:
+    """One model, and what was said to it so far.
+
+    Args:
+        model: In evaluation mode, on its device.
+        tokenizer: With a chat template.
+        arguments: How tokens are chosen.
+        out: Where the answers are written, word by word.
+        messages: The history, oldest first.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    arguments: InferArguments
+    out: TextIO
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def ask(self, text: str) -> str:
+        """Answer `text` in the light of the history, and add both to it.
+
+        Returns:
+            The answer; it was also written to `out` as it came.
+
+        Raises:
+            DataError: History and text fill the model's context; the history is as before.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        encoded = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        prompt = cast("torch.Tensor", cast("dict[str, object]", encoded)["input_ids"])
+        room = context_size(self.model) - prompt.shape[1]
+        if room <= 0:
+            raise DataError(
+                problem=f"the prompt of {prompt.shape[1]} tokens leaves no room in the model's"
+                f" context of {context_size(self.model)}",
+                fix="ask something shorter, or forget the history with 'clear'",
+            )
+        prompt = prompt.to(self.model.device)
+        self.model.generation_config = self._choose(min(room, self.arguments.max_tokens))
+        # the mix-in that has it is typed as a protocol that no model class meets
+        generate: Callable[..., torch.Tensor] = cast("Any", self.model).generate
+        with torch.inference_mode():
+            tokens = generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                streamer=_Stream(self.tokenizer, self.out),
+            )
+        answer = self.tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
+        self.messages = [*messages, {"role": "assistant", "content": cast("str", answer)}]
+        return cast("str", answer)
+
+    def _choose(self, max_new_tokens: int) -> GenerationConfig:
+        """The fields of `infer` alone: what the folder's generation_config says is not read."""
+        end = stop_tokens(self.model, self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        common = {
+            "max_new_tokens": max_new_tokens,
+            "eos_token_id": end or None,
+            "pad_token_id": end[0] if pad is None and end else pad,
+        }
+        if not self.arguments.do_sample or self.arguments.temperature == 0:
+            return GenerationConfig(do_sample=False, **common)
+        return GenerationConfig(
+            do_sample=True,
+            temperature=self.arguments.temperature,
+            top_p=self.arguments.top_p,
+            top_k=0,
+            **common,
+        )
+
+
+class _Stream(TextStreamer):
+    """Writes the answer as it grows, without the prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, out: TextIO) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+        self._out = out
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._out.write(text + ("\n" if stream_end else ""))
+        self._out.flush()
+
+
+def open_chat(arguments: InferArguments, path: str, device: str, out: TextIO) -> Chat:
+    """Load model and tokenizer and seed the sampling.
+
+    Args:
+        arguments: The fields of `infer`.
+        path: Folder of the model in the Hugging Face layout, or its name on the hub.
+        device: Where it runs, such as `cpu`.
+        out: Where the answers go.
+
+    Raises:
+        CheckpointError: A weight of the model is not in the folder, or a file cannot be read.
+        ConfigError: The tokenizer cannot be read or has no chat template.
+    """
+    tokenizer = _load_tokenizer(arguments.tokenizer_path or path)
+    torch.manual_seed(arguments.seed)
+    model = _load_model(path).eval()
+    cast("torch.nn.Module", model).to(device)
+    return Chat(model, tokenizer, arguments, out)
+
+
+def context_size(model: PreTrainedModel) -> int:
+    """The longest sequence that the model's positions cover, in tokens."""
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All ids that end an answer: the model's own, one or several, and the tokenizer's."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ids = named if isinstance(named, list) else [named]
+    return sorted({i for i in [*ids, tokenizer.eos_token_id] if isinstance(i, int)})
+
+
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            key="infer.tokenizer_path",
+            problem=f"no tokenizer can be read from {path} ({_first_line(error)})",
+            fix="name the folder that holds tokenizer.json",
+        ) from error
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            key="infer.tokenizer_path",
+            problem=f"the tokenizer in {path} has no chat template",
+            fix="use a tokenizer that has one, such as that of the run's export",
+        )
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _load_model(path: str) -> PreTrainedModel:
+    try:
+        with _hidden_progress():
+            loaded: object = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype="auto",
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: the model cannot be loaded ({_first_line(error)})."
+            " To fix: name a folder with config.json and complete safetensors files."
+        ) from error
+    model, info = cast("tuple[PreTrainedModel, dict[str, list[str]]]", loaded)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{path}: {len(missing)} weights are missing, the first is {missing[0]}."
+            " To fix: export the model again."
+        )
+    return model
+
+
+@contextmanager
+def _hidden_progress() -> Iterator[None]:
+    """No progress bar of transformers while a small file loads."""
+    was_enabled = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,183 @@
+"""`omnilit infer`: chat with a model in the Hugging Face layout, or answer one prompt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from omnilit.checkpoint.layout import HF_FOLDER, checkpoints_folder, step_of
+from omnilit.checkpoint.manifest import COMPLETE
+from omnilit.cli.raw import merge, read_command
+from omnilit.config import InferArguments
+from omnilit.config.check import check_values
+from omnilit.config.coerce import describe
+from omnilit.config.machine_checks import check_paths
+from omnilit.config.rules import run_rules
+from omnilit.config.schema import Field, dataclass_fields
+from omnilit.config.view import View
+from omnilit.errors import ConfigError, DataError
+from omnilit.logging import format_table
+
+if TYPE_CHECKING:
+    from omnilit.tools.chat import Chat
+
+# Groups of a YAML file that `infer` does not read
+OTHER_VERBS: Final = ("model", "data", "train", "dpo_config", "trainer")
+USAGE: Final = """\
+usage: omnilit infer [FILE.yaml] [--prompt TEXT] --infer.model_path PATH [--infer.KEY VALUE ...]
+
+Answers TEXT, or chats: 'clear' forgets what was said, 'exit' ends. PATH is a model folder, the
+output folder of a run, of which the newest complete export answers, or a name on the hub.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for.
+
+    Args:
+        arguments: The fields of `infer`, from file and flags.
+        prompt: The one prompt to answer; None for a chat.
+    """
+
+    arguments: InferArguments
+    prompt: str | None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Answer one prompt or chat; returns the exit code.
+
+    Raises:
+        ConfigError: Settings are wrong; with all their problems.
+        CheckpointError: The model cannot be loaded.
+        DataError: The prompt does not fit the model.
+    """
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(help_text())
+        return 0
+    request = parse_request(argv)
+    model = find_model(request.arguments.model_path)
+    sys.stderr.write(f"model: {model}\n")
+    # imported only now: a wrong setting is told at once, without waiting for transformers
+    from omnilit.tools.chat import open_chat
+    from omnilit.tools.host import best_machine
+
+    chat = open_chat(request.arguments, model, best_machine().device, sys.stdout)
+    if request.prompt is not None:
+        chat.ask(request.prompt)
+        return 0
+    hold_conversation(chat, sys.stdin, sys.stdout)
+    return 0
+
+
+def help_text() -> str:
+    """Usage and the fields of `infer`."""
+    rows = [
+        (
+            f"--{f.path}",
+            describe(f.annotation),
+            "required" if f.required else f.default,
+            f.description,
+        )
+        for f in _fields()
+    ]
+    table = format_table("settings:", ("setting", "type", "default", "meaning"), rows)
+    return f"{USAGE}\n{table}\n"
+
+
+def parse_request(argv: Sequence[str]) -> Request:
+    """Read flags and file; flags win.
+
+    Raises:
+        ConfigError: Unknown flags or keys, wrong values, no model; all of them together.
+    """
+    words, prompt = _take_prompt(argv)
+    raw = merge(read_command(words))
+    checked = check_values(raw.resolved, _fields(), others=OTHER_VERBS)
+    view = View.of(checked, _fields(), verb="infer")
+    doubtful = checked.doubtful | {problem.key for problem in raw.problems}
+    paths = [problem for problem in check_paths(view) if problem.key not in doubtful]
+    problems = [*raw.problems, *checked.problems, *run_rules(view, doubtful=doubtful), *paths]
+    if problems:
+        raise ConfigError.of(problems)
+    return Request(InferArguments(**checked.values["infer"]), prompt)
+
+
+def find_model(path: str) -> str:
+    """The model that `path` stands for.
+
+    Args:
+        path: A folder in the Hugging Face layout; a run's output folder, whose complete export of
+            the highest step is taken; or, where there is no such folder, a name on the hub.
+
+    Raises:
+        ConfigError: A folder that is neither of the two.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        return path
+    if (folder / "config.json").is_file():
+        return str(folder)
+    key = "infer.model_path"
+    steps = checkpoints_folder(folder)
+    if not steps.is_dir():
+        raise ConfigError(
+            key=key,
+            problem=f"{path} is not a model folder: it has no config.json",
+            fix="name a folder with config.json and safetensors files, or a run's output_dir",
+        )
+    exports = {
+        step: entry / HF_FOLDER
+        for entry in steps.iterdir()
+        if (step := step_of(entry)) is not None and (entry / HF_FOLDER / COMPLETE).is_file()
+    }
+    if not exports:
+        raise ConfigError(
+            key=key,
+            problem=f"the run in {path} has no complete Hugging Face export",
+            fix="train with train.checkpoint.save_hf_weights: true",
+        )
+    return str(exports[max(exports)])
+
+
+def hold_conversation(chat: Chat, source: TextIO, out: TextIO) -> None:
+    """Answer line after line of `source` until `exit` or its end."""
+    out.write("'clear' forgets what was said, 'exit' ends.\n")
+    while True:
+        out.write("> ")
+        out.flush()
+        line = source.readline()
+        text = line.strip()
+        if not line or text == "exit":
+            return
+        if text == "clear":
+            chat.messages.clear()
+            out.write("(forgotten)\n")
+        elif text:
+            try:
+                chat.ask(text)
+            except DataError as error:  # too long: the chat goes on
+                out.write(f"{error}\n")
+
+
+def _fields() -> list[Field]:
+    return dataclass_fields(InferArguments, "infer")
+
+
+def _take_prompt(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The other words, and the prompt as it was typed: it is text, not YAML like other values."""
+    others: list[str] = []
+    prompt: str | None = None
+    words = iter(argv)
+    for word in words:
+        flag, has_value, value = word.partition("=")
+        if flag != "--prompt":
+            others.append(word)
+        elif (prompt := value if has_value else next(words, "")) == "":
+            raise ConfigError(
+                key="--prompt", problem="has no text", fix="write it in quotes after the flag"
+            )
+    return others, prompt

@@ -1,0 +1,55 @@
+import platform
+
+import pytest
+import torch
+
+import omnilit
+from omnilit.errors import ConfigError
+from omnilit.kernels.machine import Machine
+from omnilit.kernels.resolve import table_of_backends
+from omnilit.tools.env import machine_rows, report, run, version_rows
+
+
+def test_versions_are_those_that_run():
+    rows = dict(version_rows())
+    assert rows["omnilit"] == omnilit.__version__
+    assert rows["python"] == platform.python_version()
+    assert rows["torch"] == torch.__version__
+
+
+def test_missing_package_is_said_to_be_missing(monkeypatch):
+    monkeypatch.setattr("omnilit.tools.env.PACKAGES", ("no-such-package",))
+    assert dict(version_rows())["no-such-package"] == "not installed"
+
+
+def test_threads_and_their_variable_are_shown(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    rows = dict(machine_rows(Machine()))
+    assert rows["OMP_NUM_THREADS"] == "3"
+    assert rows["threads of torch"] == str(torch.get_num_threads())
+
+
+def test_fast_bfloat16_names_the_cpu_feature():
+    fast = Machine(cpu_features=frozenset({"avx512_bf16"}))
+    assert dict(machine_rows(fast))["fast bfloat16"] == "yes (avx512_bf16)"
+    assert dict(machine_rows(Machine()))["fast bfloat16"] == "no"
+
+
+def test_report_holds_every_kernel_with_what_it_lacks():
+    lines = [" ".join(line.split()) for line in report(Machine()).splitlines()]
+    rows = table_of_backends(Machine())
+    assert rows
+    assert all(" ".join(" ".join(row).split()) in lines for row in rows)
+
+
+def test_arguments_are_refused():
+    with pytest.raises(ConfigError, match="env takes no arguments"):
+        run(["--verbose"])
+
+
+def test_env_prints_its_report(capsys):
+    assert run([]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("versions\n")
+    assert "\n\nmachine\n" in text
+    assert "\n\nkernels\n" in text
