@@ -19,9 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 multiprocessing.set_forkserver_preload(
     [
         *PRELOAD,
-        "omnilit.checkpoint.save",
-        "omnilit.models.bind",
-        "omnilit.models.weights",
+        "omnilit.callbacks",
+        "omnilit.modules",
+        "omnilit.strategies",
         "transformers.models.gemma3.modeling_gemma3",
         "transformers.models.qwen3.modeling_qwen3",
         "transformers.models.qwen3_moe.modeling_qwen3_moe",

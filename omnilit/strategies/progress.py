@@ -56,6 +56,7 @@ def resume_loops(loops: dict[str, Any], position: Position, *, accumulation: int
     """
     loops = deepcopy(loops)
     fit = loops["fit_loop"]
+    fit["state_dict"].pop("combined_loader", None)  # rank 0's; each data rank has its own entry
     in_epoch, total = position.steps_in_epoch * accumulation, position.step * accumulation
     batches = fit["epoch_loop.batch_progress"]
     batches.update(is_last_batch=False)

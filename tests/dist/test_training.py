@@ -1,0 +1,142 @@
+"""The same steps at any number of ranks, and exactly where they were after a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from omnilit.testing import run_ranks
+from tests.helpers import training
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
+STEPS = 5
+
+
+def on_ranks(function: Any, num_ranks: int, tmp_path: Path, *args: Any) -> list[Any]:
+    return run_ranks(function, num_ranks, *args, tmp_path=tmp_path, timeout_s=150)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    training.write_model(folder / "model")
+    training.write_model(folder / "moe", "qwen3_moe", output_router_logits=True)
+    training.write_conversations(folder / "train.jsonl", 60)
+    training.write_conversations(folder / "eval.jsonl", 9, seed=1)
+    return folder
+
+
+def run(folder: Path, out: str, model: str, over: dict[str, Any]) -> dict[str, Any]:
+    settings = {"global_batch_size": 4, "max_steps": STEPS, "eval_steps": 3, **over}
+    log, module = training.train(
+        folder,
+        training.arguments(folder / out, **settings),
+        model={"config_path": str(folder / model)},
+        data={"eval_path": str(folder / "eval.jsonl")},
+    )
+    return {
+        "numbers": training.numbers(log),
+        "losses": [r.losses for r in log.results],
+        "first": log.first_weights,
+        "last": training.weights_of(module),
+        "eval": module.eval_result,
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """One process, four micro-batches a step."""
+    tmp_path = tmp_path_factory.mktemp("alone")
+    return {
+        model: run_ranks(
+            run, 1, folder, f"one_{model}", model, {}, tmp_path=tmp_path, timeout_s=150
+        )[0]
+        for model in ("model", "moe")
+    }
+
+
+@pytest.mark.parametrize(("model", "num_ranks"), [("model", 2), ("model", 4), ("moe", 2)])
+def test_ranks_and_accumulation_change_no_number(folder, alone, model, num_ranks, tmp_path):
+    found = on_ranks(run, num_ranks, tmp_path, folder, f"{num_ranks}_{model}", model, {})
+    expected = alone[model]
+    assert training.is_bit_equal(found[0]["first"], expected["first"])
+    for rank in found:
+        assert len(rank["numbers"]) == STEPS
+        for mine, theirs in zip(rank["numbers"], expected["numbers"], strict=True):
+            assert mine[0] == theirs[0]
+            assert mine[3] == theirs[3]
+            assert mine[1:3] == pytest.approx(theirs[1:3], rel=1e-5)
+        assert rank["eval"] == pytest.approx(expected["eval"], rel=1e-5)
+    for name, weight in expected["last"].items():
+        torch.testing.assert_close(found[0]["last"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_the_balance_loss_is_a_term_of_its_own_and_part_of_the_loss(alone):
+    for losses, numbers in zip(alone["moe"]["losses"], alone["moe"]["numbers"], strict=True):
+        assert losses.keys() == {"lm", "balance"}
+        assert losses["balance"] > 0
+        assert numbers[1] == pytest.approx(sum(losses.values()))
+
+
+def test_recomputation_changes_no_bit(folder, alone, tmp_path):
+    over = {"recompute": True}
+    (found,) = run_ranks(
+        run, 1, folder, "recompute", "model", over, tmp_path=tmp_path, timeout_s=150
+    )
+    assert found["numbers"] == alone["model"]["numbers"]
+
+
+def resume(folder: Path, out: str, over: dict[str, Any], step: int | None) -> Any:
+    settings = {
+        "global_batch_size": 2,
+        "checkpoint": {"save_steps": 2},
+        "num_train_epochs": 2,
+        "max_steps": 4,
+        **over,
+    }
+    path = folder / out / "checkpoints" / f"global_step_{step}" if step else None
+    log, module = training.train(
+        folder,
+        training.arguments(folder / (f"{out}_again" if step else out), **settings),
+        data={"train_size": over.pop("train_size", 10_000)},
+        load_path=path,
+    )
+    return training.numbers(log), training.weights_of(module)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    return run_ranks(
+        resume,
+        1,
+        folder,
+        "whole",
+        {},
+        None,
+        tmp_path=tmp_path_factory.mktemp("whole"),
+        timeout_s=150,
+    )[0]
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_resumed_run_continues_to_the_bit(folder, undisturbed, step, tmp_path):
+    ((numbers, weights),) = on_ranks(resume, 1, tmp_path, folder, "whole", {}, step)
+    assert numbers == undisturbed[0][step:]
+    assert training.is_bit_equal(weights, undisturbed[1])
+
+
+def test_a_resume_on_two_ranks_trains_the_same_steps(folder, undisturbed, tmp_path):
+    found = on_ranks(resume, 2, tmp_path, folder, "whole", {}, 2)
+    for numbers, _ in found:
+        for mine, theirs in zip(numbers, undisturbed[0][2:], strict=True):
+            assert (mine[0], mine[3]) == (theirs[0], theirs[3])
+            assert mine[1:3] == pytest.approx(theirs[1:3], rel=1e-5)
+
+
+def test_a_raised_limit_goes_on_with_the_epoch(folder, undisturbed, tmp_path):
+    over = {"max_steps": 8, "num_train_epochs": 1}
+    ((numbers, _),) = on_ranks(resume, 1, tmp_path, folder, "whole", over, 4)
+    assert [row[0] for row in numbers] == [5, 6, 7, 8]
