@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo_output
+TEST_ENV := OMP_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: setup demo format lint types arch unit dist check test docs-check clean
+.PHONY: setup demo format lint types arch unit dist check test invariant coverage audit clean
 
 setup: $(STAMP)
 
@@ -35,22 +37,32 @@ types: setup
 
 arch: setup
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/arch
+	$(PYTEST) tests/arch
 
 unit: setup
-	$(BIN)/python -m pytest -q tests/unit
+	$(PYTEST) tests/unit
 
 dist: setup
-	$(BIN)/python -m pytest -q tests/dist
+	$(PYTEST) tests/dist
 
 check: lint types
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 invariant: setup
-	$(BIN)/python -m pytest -q -m '' tests/invariant
+	$(PYTEST) -m "" tests/invariant
+
+coverage: setup
+	$(BIN)/coverage erase
+	$(TEST_ENV) $(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+
+audit: setup
+	$(BIN)/deptry omnilit
+	$(BIN)/pip check
 
 clean:
 	rm -rf $(DEMO)

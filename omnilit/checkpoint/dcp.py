@@ -55,7 +55,8 @@ def load_tensors(
     Args:
         folder: Written at any number of ranks.
         models: Not on the meta device.
-        optimizers: Get exactly the state that was saved: none where there was none.
+        optimizers: Get exactly the state that was saved: none where there was none. Without any,
+            as in evaluation, only the models are read.
 
     Raises:
         CheckpointError: Names or shapes differ from those in `folder`, or it cannot be read.
@@ -142,7 +143,7 @@ def _make_moments(
         if owner in owners:
             optimizer, parameter = owners[owner]
             moments[name] = (optimizer, parameter, key, _like(metadata, parameter, optimizer))
-        elif name.startswith(f"{OPTIMIZER}."):
+        elif optimizers and name.startswith(f"{OPTIMIZER}."):
             homeless.append(name)
     if homeless:
         raise CheckpointError(

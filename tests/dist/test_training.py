@@ -140,3 +140,60 @@ def test_a_raised_limit_goes_on_with_the_epoch(folder, undisturbed, tmp_path):
     over = {"max_steps": 8, "num_train_epochs": 1}
     ((numbers, _),) = on_ranks(resume, 1, tmp_path, folder, "whole", over, 4)
     assert [row[0] for row in numbers] == [5, 6, 7, 8]
+
+
+def compare_with_transformers(folder: Path) -> list[tuple[float, float]]:
+    """Loss of every record before the first update: ours, and plain transformers'."""
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    from omnilit.data.collate import collate
+    from omnilit.modules import OmniDataModule
+
+    log, module = training.train(
+        folder, training.arguments(folder / "oracle", max_steps=1, optimizer={"lr": 0.0})
+    )
+    config = module.model_config
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert isinstance(plain, PreTrainedModel)
+    plain.load_state_dict(log.first_weights, strict=False)
+    plain.tie_weights()
+    datamodule = module.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(datamodule, OmniDataModule)
+    dataset = datamodule.train_loader.dataset
+    pairs = []
+    for index in range(len(dataset.lengths)):
+        sample = dataset[index]
+        with torch.no_grad():
+            ours = module.assembled.forward(collate([sample])).token_losses.mean()
+            ids = torch.tensor(sample.input_ids[None], dtype=torch.long)
+            labels = torch.tensor(sample.labels[None], dtype=torch.long)
+            theirs = plain(input_ids=ids, labels=labels, use_cache=False).loss
+        pairs.append((ours.item(), theirs.item()))
+    return pairs
+
+
+def test_the_loss_before_the_first_update_is_plain_transformers_record_by_record(folder, tmp_path):
+    (pairs,) = on_ranks(compare_with_transformers, 1, tmp_path, folder)
+    assert len(pairs) == 60
+    for ours, theirs in pairs:
+        assert ours == pytest.approx(theirs, abs=1e-6, rel=1e-6)
+
+
+def train_the_readmes_module(folder: Path) -> tuple[list[float], list[float]]:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = readme.split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), names)
+    (own,) = [v for v in names.values() if isinstance(v, type) and v.__module__ == "readme"]
+    runs = []
+    for module_class in (own, training.SFTModule):
+        settings = training.arguments(folder / module_class.__name__, max_steps=2)
+        log, _ = training.train(folder, settings, module_class=module_class)
+        runs.append([result.loss for result in log.results])
+    return runs[0], runs[1]
+
+
+def test_the_readmes_module_trains_and_changes_the_loss(folder, tmp_path):
+    ((own, plain),) = on_ranks(train_the_readmes_module, 1, tmp_path, folder)
+    assert len(own) == len(plain) == 2
+    assert 0 < own[0] < plain[0]

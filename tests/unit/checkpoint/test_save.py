@@ -150,3 +150,14 @@ def test_a_folder_that_cannot_be_made_is_a_checkpoint_error(tmp_path):
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(CheckpointError, match="the checkpoint failed: "):
         save(tmp_path, *make(1))
+
+
+def test_an_evaluation_reads_the_weights_and_no_moments(tmp_path):
+    model, optimizer = make(1, steps=2)
+    final = save(tmp_path, model, optimizer)
+    other, _ = make(2)
+    load_checkpoint(final, models={"policy": other}, optimizers={}, data_rank=ONE)
+    expected = model.state_dict()
+    assert all(
+        torch.equal(t, expected[n]) for n, t in other.state_dict().items() if n != "left_out"
+    )
