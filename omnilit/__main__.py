@@ -5,6 +5,7 @@ Nothing here imports torch, transformers or lightning, so `omnilit --help` answe
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _load(verb)(_name_config(rest))
     except OmniError as error:
-        sys.stderr.write(error_text(error))
+        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+        sys.stderr.write(error_text(error) if rank == "0" else f"rank {rank} ends: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -158,8 +158,8 @@ def _choose_auto(field: str, default: str, machine: Machine) -> Choice:
         return Choice(default, "reference default", is_given=False)
     usable = slot.usable(machine)
     backend = next((name for name in _FALLBACKS.get(field, ()) if name in usable), "eager")
-    why = "; ".join(reasons) or "not on NPU"
-    return Choice(backend, f"{default} cannot run here: {why}", is_given=False)
+    why = reasons[0] if reasons else "is not supported on NPU"  # `omnilit env` has them all
+    return Choice(backend, f"{default} {why}", is_given=False)
 
 
 def _npu_problem(field: str, backend: str, machine: Machine) -> Problem | None:

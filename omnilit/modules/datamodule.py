@@ -19,6 +19,7 @@ from omnilit.data.evaluation import EvalLoader
 from omnilit.data.packing import PlanSettings
 from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare
 from omnilit.data.sources import list_files
+from omnilit.data.templates import select_template
 from omnilit.data.transforms import TransformSettings
 from omnilit.data.window import TrainLoader, WindowLayout, steps_per_epoch
 from omnilit.errors import ConfigError
@@ -103,16 +104,22 @@ class OmniDataModule(LightningDataModule):
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
         self._info: dict[str, PreparedInfo] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._workers = WorkerSettings()
 
     @override
     def setup(self, stage: str) -> None:
         module = self._module
         self._tokenizer = module.tokenizer
+        self._workers = self._choose_workers(module.topology)
         if stage == "fit" and "train" not in self._loaders:
             accumulation = self._set_accumulation(module.topology)
             self._loaders["train"] = self._train_loader(module.topology, accumulation)
         if self.paths["eval"] and "eval" not in self._loaders:
             self._loaders["eval"] = self._eval_loader(module.topology)
+        if self.transform.data_type == "conversation":
+            # what is exported asks its questions as training did
+            template = select_template(self.transform.chat_template, self._tokenizer)
+            self._tokenizer.chat_template = template.jinja
 
     @override
     def train_dataloader(self) -> TrainLoader:
@@ -224,7 +231,7 @@ class OmniDataModule(LightningDataModule):
             layout=WindowLayout(topology.data_rank, topology.data_size, accumulation),
             steps_per_epoch=steps,
             max_steps=self.train_arguments.max_steps,
-            workers=self._workers(topology),
+            workers=self._workers,
             reduce_counts=_Reducer(topology),
         )
 
@@ -233,7 +240,7 @@ class OmniDataModule(LightningDataModule):
             self._prepare("eval"),
             budget=self.budget,
             layout=WindowLayout(topology.data_rank, topology.data_size, 1),
-            workers=self._workers(topology),
+            workers=self._workers,
         )
 
     def _prepare(self, name: str) -> TokenDataset:
@@ -248,7 +255,7 @@ class OmniDataModule(LightningDataModule):
         self._info[name] = info
         return open_prepared(info["path"])
 
-    def _workers(self, topology: Topology) -> WorkerSettings:
+    def _choose_workers(self, topology: Topology) -> WorkerSettings:
         config = self.dataloader_config
         is_pinned = config.pin_memory and topology.device.type != "cpu"
         if config.pin_memory and not is_pinned:
