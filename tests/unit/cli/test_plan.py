@@ -77,9 +77,12 @@ def test_kernels_that_were_not_given_fit_the_machine(tmp_path, base):
         ("trainer", {"max_stepz": 1}, "trainer.max_stepz", "Did you mean 'max_steps'"),
         ("train", {"tp_size": 2}, "train.tp_size", "write it as train.accelerator.tp_size"),
         ("data", {"data_type": "dpo"}, "data.data_type", "not available yet"),
+        ("train", {"init_device": "cpu"}, "train.init_device", "default, meta"),
+        ("train", {"dyn_bsz": False}, "train.dyn_bsz", "default, true"),
+        ("train", {"checkpoint": {"manager": "zip"}}, "train.checkpoint.manager", "default, dcp"),
     ],
 )
-def test_a_setting_in_the_wrong_place_names_the_right_one(
+def test_a_setting_that_cannot_be_names_the_way_out(
     tmp_path, base, group, values, key, message
 ):
     base[group] |= values
