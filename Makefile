@@ -52,7 +52,7 @@ test: setup
 	$(PYTEST)
 
 invariant: setup
-	$(PYTEST) -m "" tests/invariant
+	PYTHONPATH=. $(PYTEST) -m slow -s tests/invariant
 
 coverage: setup
 	$(BIN)/coverage erase

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final
 
 from omnilit import __version__
 from omnilit.errors import ConfigError, OmniError, suggest
-from omnilit.logging import format_table
+from omnilit.logging import format_table, process_rank
 
 TRAINING: Final = "omnilit.cli.main"
 TARGETS: Final = {
@@ -33,6 +34,7 @@ VERBS: Final = (
     ("export", "not available yet: make a Hugging Face folder of a checkpoint"),
     ("report", "not available yet: summarize a run"),
 )
+PARENT_TIMEOUT_S: Final = 30.0
 NOT_YET: Final = ("data", "export", "report")
 # Lightning's names, which its users will try
 RENAMED: Final = {"test": "evaluation is 'validate'", "predict": "generation is 'infer'"}
@@ -60,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _load(verb)(_name_config(rest))
     except OmniError as error:
-        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-        sys.stderr.write(error_text(error) if rank == "0" else f"rank {rank} ends: {error}\n")
+        rank = process_rank()
+        sys.stderr.write(f"rank {rank} ends: {error}\n" if rank else error_text(error))
+        if rank and "LOCAL_RANK" in os.environ and "RANK" not in os.environ:
+            _outlive_parent()
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -83,6 +87,13 @@ def error_text(error: OmniError) -> str:
     lines = [str(p) for p in error.problems] if isinstance(error, ConfigError) else [str(error)]
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     return "".join([f"error: {count}\n", *(f"  - {line}\n" for line in lines)])
+
+
+def _outlive_parent() -> None:
+    """Let rank 0 end first: Lightning kills it, unheard, once a process it started has failed."""
+    parent, end = os.getppid(), time.monotonic() + PARENT_TIMEOUT_S
+    while os.getppid() == parent and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _refuse(verb: str) -> int:

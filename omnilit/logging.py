@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def get_logger(name: str) -> logging.Logger:
     """The logger of module `name`; `show_on_rank_zero` decides what is printed."""
     return logging.getLogger(name)
+
+
+def process_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """This process's rank as its launcher says, before a process group stands."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(environment[name]) for name in names if name in environment), 0)
 
 
 def show_on_rank_zero(rank: int) -> None:

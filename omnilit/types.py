@@ -73,11 +73,6 @@ class StepStamp:
     size: int
     data_wait_s: float = 0.0
 
-    @property
-    def is_last(self) -> bool:
-        """True for the micro-batch after which the optimizer steps."""
-        return self.index == self.size - 1
-
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from omnilit.cli.omni_cli import OmniCLI, print_config, print_help
 from omnilit.cli.plan import Verb, make_plan, read
 from omnilit.cli.raw import read_command
-from omnilit.logging import get_logger, show_on_rank_zero
+from omnilit.logging import get_logger, process_rank, show_on_rank_zero
 
 log = get_logger(__name__)
 
@@ -38,15 +38,20 @@ def run(verb: Verb, argv: Sequence[str]) -> int:
         sys.stdout.write(print_config(read(command)))
         return 0
     _quieten()
+    show_on_rank_zero(process_rank())
     plan = make_plan(verb, command)
-    show_on_rank_zero(plan.launch.rank)
     log.info("task: %s (%s)", plan.task.class_path, plan.task.reason)
     cli = OmniCLI(plan)
     checkpoint = str(plan.load_path) if plan.load_path else None
     if checkpoint:
         log.info("loading %s", checkpoint)
     step = cli.trainer.fit if verb == "fit" else cli.trainer.validate
-    step(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    try:
+        step(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    except SystemExit:
+        if cli.trainer.interrupted:  # Lightning's way to end after Ctrl-C
+            return 130
+        raise
     return 0
 
 

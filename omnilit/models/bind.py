@@ -22,6 +22,7 @@ _MOE: Final = "moe_implementation"
 _RMS_NORM: Final = "rms_norm_implementation"
 _SWIGLU: Final = "swiglu_mlp_implementation"
 _ROTARY: Final = "rotary_pos_emb_implementation"
+_BALANCE: Final = "load_balancing_loss_implementation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,7 @@ _FINDERS: Final[Mapping[str, Callable[[nn.Module], list[nn.Module]]]] = MappingP
         _RMS_NORM: _find(lambda module: places.measure_rms_offset(module) is not None),
         _SWIGLU: _find(places.is_swiglu),
         _ROTARY: _find(places.uses_rotary),
+        _BALANCE: lambda model: [model] if places.has_balance_loss(model) else [],
     }
 )
 _BINDERS: Final[Mapping[str, Callable[[Sequence[nn.Module], Kernel, CallCounter], None]]] = (

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from omnilit.kernels import rms_norm, rope, swiglu
 
@@ -83,3 +84,10 @@ def _rotates_halves(function: Callable[..., Any]) -> bool:
     except (RuntimeError, TypeError):  # another layout of cosines, or another signature
         return False
     return torch.allclose(turned, rope.eager(q, q, cos, sin)[0])
+
+
+def has_balance_loss(model: nn.Module) -> bool:
+    """Whether the model's own forward adds up the router's balance loss."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else None
+    return bool(getattr(text, "output_router_logits", False))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from omnilit.config import OpsImplementationConfig, TrainingArguments
+from omnilit.config import FSDPConfig, OpsImplementationConfig, TrainingArguments
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.logging import get_logger
@@ -34,7 +34,8 @@ class ModelRequest:
         trust_remote_code: Run code that comes with the model's files.
         ops: Which kernel runs each operation.
         given: Fields of `ops` that were given.
-        train: The `train` group: seed, recomputation, precision, sharding.
+        train: The `train` group: seed and recomputation.
+        fsdp: Precision and sharding, from the strategy.
         is_resume: A checkpoint will bring the weights.
     """
 
@@ -45,6 +46,7 @@ class ModelRequest:
     ops: OpsImplementationConfig
     given: frozenset[str]
     train: TrainingArguments
+    fsdp: FSDPConfig
     is_resume: bool
 
 
@@ -72,7 +74,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
         ConfigError: The model, its kernels or its weights cannot be used as asked.
     """
     train = request.train
-    precision = Precision.of(train.accelerator.fsdp_config.mixed_precision, machine)
+    precision = Precision.of(request.fsdp.mixed_precision, machine)
     model = build_meta(
         request.config, dtype=precision.master, trust_remote_code=request.trust_remote_code
     )
@@ -86,7 +88,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
         units=decoder_blocks(model),
         mesh=topology.fsdp,
         policy=precision.policy,
-        reshard_after_forward=train.accelerator.fsdp_config.reshard_after_forward,
+        reshard_after_forward=request.fsdp.reshard_after_forward,
     )
     _fill(model, request, topology)
     log.info("precision: %s", precision)

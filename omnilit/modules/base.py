@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from omnilit.checkpoint.hf import choose_export_dtype, export
-from omnilit.config import OpsImplementationConfig, TrainingArguments
+from omnilit.config import AcceleratorConfig, OpsImplementationConfig, TrainingArguments
 from omnilit.errors import ConfigError, OmniError, TrainingError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields
@@ -32,6 +32,7 @@ from omnilit.models.build import (
 )
 from omnilit.models.weights import gather_weights
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
+from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.meter import TermMeter
 from omnilit.optim.build import build_optimizer
 from omnilit.optim.schedules import AbsoluteSchedule
@@ -89,9 +90,21 @@ class OmniModule(LightningModule):
         train: TrainingArguments = TrainingArguments(),
     ) -> None:
         super().__init__()
+        later = {
+            "safetensor_idx_path": safetensor_idx_path,
+            "foundation": foundation,
+            "encoders": encoders,
+            "decoders": decoders,
+            "input_encoder": input_encoder,
+            "output_encoder": output_encoder,
+            "encode_target": encode_target,
+            "basic_modules": basic_modules,
+        }
+        refuse_arguments(OmniModule, "model", later)
+        refuse_unavailable(train, "train")
         self.config_path = config_path or model_path
         self.model_path = model_path
-        self.tokenizer_path = tokenizer_path or self.config_path
+        self.tokenizer_path = tokenizer_path or _folder_of(self.config_path)
         self.ops_implementation = ops_implementation
         self.trust_remote_code = trust_remote_code
         self.strict = strict
@@ -144,6 +157,22 @@ class OmniModule(LightningModule):
             )
         return topology
 
+    def _accelerator_config(self) -> AcceleratorConfig:
+        """`train.accelerator`, which the strategy owns.
+
+        Raises:
+            ConfigError: The module was given another one than the strategy.
+        """
+        own = self.train_arguments.accelerator
+        config = getattr(self.trainer.strategy, "config", own)
+        if own not in (config, AcceleratorConfig()):
+            raise ConfigError(
+                key="train.accelerator",
+                problem="the module and the strategy were given different ones",
+                fix="give OmniStrategy(train.accelerator) the module's own",
+            )
+        return config
+
     @property
     def model_config(self) -> PretrainedConfig:
         """The model's configuration as its files say it; never changed by what is bound."""
@@ -193,6 +222,7 @@ class OmniModule(LightningModule):
             ops=self.ops_implementation,
             given=self.given_kernels,
             train=self.train_arguments,
+            fsdp=self._accelerator_config().fsdp_config,
             is_resume=self.trainer.ckpt_path is not None,
         )
         topology = self.topology
@@ -357,14 +387,21 @@ class OmniModule(LightningModule):
                     generation_config=load_generation_config(self.model_path),
                     trust_remote_code=self.trust_remote_code,
                 )
-            except (OmniError, OSError) as caught:
-                error = caught
+            except (OmniError, OSError, ValueError, TypeError, RuntimeError) as caught:
+                error = caught  # also what transformers refuses to write
         raise_together(error)
 
     def _sum_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
         topology = self.topology
         device = topology.device if topology.device.type != "cpu" else "cpu"
         return sum_over(values, topology.loss.get_group(), device)
+
+
+def _folder_of(config_path: str | None) -> str | None:
+    """Where a tokenizer lies by default: beside the configuration, be that a folder or a file."""
+    if config_path is None or not Path(config_path).expanduser().is_file():
+        return config_path
+    return str(Path(config_path).parent)
 
 
 def _seed_rank(seed: int, data_rank: int) -> None:

@@ -1,0 +1,58 @@
+import pytest
+
+from omnilit.config import (
+    AcceleratorConfig,
+    CheckpointConfig,
+    GradientCheckpointingConfig,
+    TrainingArguments,
+)
+from omnilit.errors import ConfigError
+from omnilit.modules import DPOModule, SFTModule
+from omnilit.modules.meter import TermMeter
+
+
+def refused(**train):
+    with pytest.raises(ConfigError) as caught:
+        SFTModule(config_path="unused", train=TrainingArguments(**train))
+    return {problem.key for problem in caught.value.problems}
+
+
+def test_what_comes_later_is_refused_in_python_too():
+    nested = AcceleratorConfig(ulysses_size=4)
+    checkpointing = GradientCheckpointingConfig(debug=True)
+    found = refused(
+        enable_compile=True, gc_steps=3, accelerator=nested, gradient_checkpointing=checkpointing
+    )
+    assert found == {
+        "train.enable_compile",
+        "train.gc_steps",
+        "train.accelerator.ulysses_size",
+        "train.gradient_checkpointing.debug",
+    }
+    assert refused(checkpoint=CheckpointConfig(keep_last=2)) == {"train.checkpoint.keep_last"}
+
+
+def test_the_models_own_later_arguments_are_refused_in_python_too():
+    with pytest.raises(ConfigError, match=r"model\.basic_modules: .*not available yet"):
+        SFTModule(config_path="unused", basic_modules=["Linear"])
+
+
+def test_defaults_and_what_is_available_are_fine():
+    train = TrainingArguments(max_steps=3, gradient_checkpointing=GradientCheckpointingConfig())
+    assert SFTModule(config_path="unused", train=train).train_arguments is train
+
+
+def test_a_task_of_a_later_release_says_so():
+    with pytest.raises(ConfigError, match="DPOModule is not available yet"):
+        DPOModule(config_path="unused")
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_the_tokenizer_lies_beside_the_configuration_by_default(tmp_path, is_file):
+    (tmp_path / "config.json").write_text("{}")
+    path = tmp_path / "config.json" if is_file else tmp_path
+    assert SFTModule(config_path=str(path)).tokenizer_path == str(tmp_path)
+
+
+def test_an_empty_meter_reads_nothing():
+    assert TermMeter().read_means(dict) == ({}, {})
