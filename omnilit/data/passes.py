@@ -24,6 +24,30 @@ class Position(NamedTuple):
     items: int = 0
 
 
+class EpochProgress(NamedTuple):
+    """What was run of an epoch, in numbers that outlive a change of ranks or accumulation.
+
+    Args:
+        steps: Optimizer steps, whatever each held.
+        items: Micro-batches of these steps on all ranks, those that fill a last window too.
+    """
+
+    steps: int = 0
+    items: int = 0
+
+
+class EpochSteps(NamedTuple):
+    """Optimizer steps of the epoch at hand; an epoch with `done` and nothing `left` is over.
+
+    Args:
+        done: Steps that were run, whatever each held.
+        left: Steps still to run, at today's ranks, accumulation and limits.
+    """
+
+    done: int
+    left: int
+
+
 class Passes:
     """The plans of all passes, each made when it is reached.
 

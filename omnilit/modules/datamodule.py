@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from omnilit.config import DataloaderConfig, TrainingArguments
@@ -17,15 +17,17 @@ from omnilit.data.cache import TokenDataset, open_prepared
 from omnilit.data.encode import decode_spans
 from omnilit.data.evaluation import EvalLoader
 from omnilit.data.packing import PlanSettings
+from omnilit.data.passes import EpochSteps
 from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare
 from omnilit.data.sources import list_files
 from omnilit.data.templates import select_template
 from omnilit.data.transforms import TransformSettings
-from omnilit.data.window import TrainLoader, WindowLayout, steps_per_epoch
+from omnilit.data.window import TrainLoader, WindowLayout
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
+from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.base import OmniModule
-from omnilit.parallel.collectives import run_on_first, sum_over
+from omnilit.parallel.collectives import run_on_first, sum_or_raise
 from omnilit.parallel.mesh import Topology
 
 log = get_logger(__name__)
@@ -84,6 +86,19 @@ class OmniDataModule(LightningDataModule):
         train: TrainingArguments = TrainingArguments(),
     ) -> None:
         super().__init__()
+        later = {
+            "train_sample": train_sample,
+            "data_type": data_type,
+            "datasets_type": datasets_type,
+            "multisource_datasets_type": multisource_datasets_type,
+            "source_name": source_name,
+            "silent_exception": silent_exception,
+            "mm_configs": mm_configs,
+            "max_bad_fraction": max_bad_fraction,
+        }
+        refuse_arguments(OmniDataModule, "data", later)
+        refuse_unavailable(dataloader, "data.dataloader")
+        refuse_unavailable(train, "train")
         self.paths = {"train": train_path, "eval": eval_path}
         self.train_size = train_size
         self.dataloader_config = dataloader
@@ -110,6 +125,8 @@ class OmniDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         module = self._module
         self._tokenizer = module.tokenizer
+        is_first = module.topology.data_rank == 0
+        check_positions(self.max_seq_len, module.model_config, is_loud=is_first)
         self._workers = self._choose_workers(module.topology)
         if stage == "fit" and "train" not in self._loaders:
             accumulation = self._set_accumulation(module.topology)
@@ -143,26 +160,28 @@ class OmniDataModule(LightningDataModule):
         return self.train_loader.num_windows
 
     @property
+    def epoch_steps(self) -> EpochSteps:
+        """Optimizer steps of the epoch at hand that are done, and those left."""
+        return self.train_loader.epoch_steps
+
+    @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run, for the schedule."""
+        """Optimizer steps of the whole run, for the schedule, as if all were of today's size."""
         return self.train_loader.count_windows(self.train_arguments.num_train_epochs)
 
     @property
     def passes_per_epoch(self) -> float:
         """Trips through the data in an epoch."""
-        loader = self.train_loader
-        return loader.num_windows / max(loader.windows_per_pass, 1)
+        return self.train_loader.passes_per_epoch
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return self.train_loader.state_dict() if "train" in self._loaders else {}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if "train" in self._loaders:
-            steps = state_dict.pop("steps_in_epoch")
             self.train_loader.load_state_dict(state_dict)
-            self.train_loader.resume_epoch(steps)
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
         """Header and rows of the table that is logged at the start."""
@@ -220,16 +239,12 @@ class OmniDataModule(LightningDataModule):
         return self.trainer.accumulate_grad_batches
 
     def _train_loader(self, topology: Topology, accumulation: int) -> TrainLoader:
-        tokens_per_step = self.budget * topology.data_size * accumulation
-        steps = None
-        if self.train_size is not None:
-            steps = steps_per_epoch(self.train_size, tokens_per_step=tokens_per_step)
         buffer_size = self.dyn_bsz_buffer_size if self.is_buffer_size_given else None
         return TrainLoader(
             self._prepare("train"),
             plan=PlanSettings(self.train_arguments.seed, self.budget, buffer_size),
             layout=WindowLayout(topology.data_rank, topology.data_size, accumulation),
-            steps_per_epoch=steps,
+            train_size=self.train_size,
             max_steps=self.train_arguments.max_steps,
             workers=self._workers,
             reduce_counts=_Reducer(topology),
@@ -264,13 +279,47 @@ class OmniDataModule(LightningDataModule):
 
 
 class _Reducer:
-    """Sums a window's counts over the data ranks."""
+    """Sums a window's counts over the data ranks, or raises on all of them."""
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
 
-    def __call__(self, counts: Mapping[str, float]) -> Mapping[str, float]:
-        return sum_over(counts, self._topology.data.get_group(), self._topology.device)
+    def __call__(
+        self, counts: Mapping[str, float], error: BaseException | None
+    ) -> Mapping[str, float]:
+        topology = self._topology
+        return sum_or_raise(counts, error, topology.data.get_group(), topology.device)
+
+
+def check_positions(max_seq_len: int, config: PretrainedConfig, *, is_loud: bool) -> None:
+    """Compare the longest sample with the positions that the model has.
+
+    Args:
+        max_seq_len: Tokens of the longest sample.
+        config: The model's.
+        is_loud: True on the one rank that warns.
+
+    Raises:
+        ConfigError: The model looks positions up in a table that ends before.
+    """
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or max_seq_len <= limit:
+        return
+    rotary = (getattr(text, name, None) for name in ("rope_parameters", "rope_theta"))
+    if not any(rotary):
+        raise ConfigError(
+            key="data.max_seq_len",
+            problem=f"{max_seq_len} tokens are more than the {limit} positions of the model",
+            fix=f"give at most {limit}",
+        )
+    if is_loud:
+        log.warning(
+            "data.max_seq_len: %d tokens are more than the %d positions that the model was made "
+            "for; what it does beyond them is untrained",
+            max_seq_len,
+            limit,
+        )
 
 
 def _cache_dir() -> Path:

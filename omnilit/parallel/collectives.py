@@ -20,6 +20,7 @@ from omnilit.errors import OmniError
 
 T = TypeVar("T")
 POLL_S = 0.05
+FAILED = "failed"  # the name of the ranks with an error among summed values
 
 
 def is_distributed() -> bool:
@@ -64,24 +65,52 @@ def _reduce(
     return dict(zip(values, packed.tolist(), strict=True))
 
 
-def raise_together(error: BaseException | None) -> None:
+def sum_or_raise(
+    values: Mapping[str, float],
+    error: BaseException | None = None,
+    group: ProcessGroup | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """`sum_over`, or `raise_together` where any rank gives an error: still one all-reduce.
+
+    Args:
+        values: The same keys in the same order on every rank, with an error too.
+        error: Why this rank has no values.
+        group: Default: all ranks.
+        device: Where the backend of the group works: "cpu" for gloo.
+
+    Raises:
+        OmniError: See `raise_together`.
+    """
+    sums = sum_over({**values, FAILED: float(error is not None)}, group, device)
+    if sums.pop(FAILED):
+        raise_together(error, group)
+    return sums
+
+
+def raise_together(error: BaseException | None, group: ProcessGroup | None = None) -> None:
     """Raise on every rank when any rank has an error; every rank must call.
 
     A rank that raises alone leaves the others hanging in their next collective.
+
+    Args:
+        error: This rank's.
+        group: The ranks that call; default: all.
 
     Raises:
         OmniError: The own error, or the first other rank's one. Anything else that a rank
             raised is raised there as it is and named elsewhere by an OmniError.
     """
-    if not is_distributed() or dist.get_world_size() == 1:
+    if not is_distributed() or dist.get_world_size(group) == 1:
         if error is not None:
             raise error
         return
-    gathered: list[bytes | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, _pack(error) if error is not None else None)
+    ranks = dist.get_process_group_ranks(group)
+    gathered: list[bytes | None] = [None] * len(ranks)
+    dist.all_gather_object(gathered, _pack(error) if error is not None else None, group=group)
     if error is not None:
         raise error
-    for rank, packed in enumerate(gathered):
+    for rank, packed in zip(ranks, gathered, strict=True):
         if packed is not None:
             raise _unpack(packed, rank)
 
@@ -90,11 +119,12 @@ def run_on_first(function: Callable[[], T], *, name: str, timeout_s: float = 24 
     """Run `function` on rank 0 only and hand its result, or its error, to every rank.
 
     No collective is held open while rank 0 works, so its work may outlast the timeout of the
-    process group: the others watch the rendezvous store.
+    process group: the others watch the rendezvous store. Every rank must make the calls of one
+    name in the same order; the n-th call of each belongs together.
 
     Args:
         function: Returns something that JSON can hold.
-        name: Unique in the life of the process group; the store's key.
+        name: What is done, for the store's key.
         timeout_s: How long the others wait.
 
     Raises:
@@ -103,8 +133,10 @@ def run_on_first(function: Callable[[], T], *, name: str, timeout_s: float = 24 
     """
     if not is_distributed() or dist.get_world_size() == 1:
         return function()
-    store, key = _get_default_store(), f"omnilit/{name}"
-    if dist.get_rank() != 0:
+    store, rank = _get_default_store(), dist.get_rank()
+    call = store.add(f"omnilit/{name}/calls/{rank}", 1)
+    key = f"omnilit/{name}/{call}"
+    if rank != 0:
         return cast("T", _await_result(store, key, timeout_s))
     try:
         result = function()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -27,7 +29,7 @@ from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
 from omnilit.parallel.fsdp import set_gradient_sync
 from omnilit.parallel.mesh import ParallelSizes, Topology
-from omnilit.strategies.progress import Position, resume_loops
+from omnilit.strategies.progress import ResumableData, read_place, resume_at, resume_loops
 
 META_KEYS = ("callbacks", "lr_schedulers", "loops", "omnilit", "pytorch-lightning_version")
 
@@ -36,7 +38,8 @@ class OmniStrategy(ModelParallelStrategy):
     """Builds the meshes of `train.accelerator` and saves and loads across them.
 
     Args:
-        config: Sizes of the parallel axes and the process group's timeout.
+        config: Sizes of the parallel axes, the process group's timeout, and how the module's
+            model is sharded and in which precision.
     """
 
     def __init__(self, config: AcceleratorConfig = AcceleratorConfig()) -> None:
@@ -45,6 +48,7 @@ class OmniStrategy(ModelParallelStrategy):
             tensor_parallel_size=1,
             timeout=timedelta(seconds=config.timeout_s),
         )
+        self.config = config
         self.sizes = ParallelSizes.of(config)
         self._topology: Topology | None = None
 
@@ -67,6 +71,8 @@ class OmniStrategy(ModelParallelStrategy):
     @override
     def setup_environment(self) -> None:
         self._setup_distributed()
+        if "OMP_NUM_THREADS" not in os.environ:  # cores shared out, else ranks fight for them
+            torch.set_num_threads(max((os.cpu_count() or 1) // self.num_processes, 1))
         self._topology = Topology.build(self.sizes, self.root_device)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._topology.fsdp  # noqa: SLF001 - Lightning's own way
@@ -93,6 +99,15 @@ class OmniStrategy(ModelParallelStrategy):
         finally:
             set_gradient_sync(self.model, is_on=True)
 
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        trainer = self._trainer
+        loader, limit = trainer.fit_loop._combined_loader, trainer.limit_train_batches  # noqa: SLF001
+        if loader is not None and isinstance(limit, float) and limit == 1.0:
+            # No limit was asked for, but Lightning cuts every epoch to the first one's length
+            loader.limits = None
+
     # Checkpoints: the tensors go to and come from disk here, never through Lightning's dict
 
     @override
@@ -108,14 +123,8 @@ class OmniStrategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
         trainer, topology = self._trainer, self.topology
-        position = Position.read(
-            checkpoint["loops"],
-            step=trainer.global_step,
-            epoch=trainer.current_epoch,
-            accumulation=trainer.accumulate_grad_batches,
-        )
         meta = {key: checkpoint[key] for key in META_KEYS if key in checkpoint}
-        meta["position"] = position.as_dict()
+        meta["position"] = read_place(checkpoint["loops"], step=trainer.global_step)
         save_checkpoint(
             Path(filepath),
             models=self._models(),
@@ -147,22 +156,24 @@ class OmniStrategy(ModelParallelStrategy):
     def _resume(self, checkpoint: dict[str, Any], meta: Mapping[str, Any], data: DataState) -> None:
         """Put loops, loader and random states where the run was."""
         trainer, topology = self._trainer, self.topology
-        position = Position(**meta["position"])
+        step, epoch = meta["position"]["step"], meta["position"]["epoch"]
         datamodule = _datamodule(trainer)
-        if (steps_per_epoch := getattr(datamodule, "steps_per_epoch", None)) is not None:
-            position = position.open_epoch(steps_per_epoch)
+        if isinstance(datamodule, ResumableData):
+            # first of all: only the loader knows what is left of the epoch
+            datamodule.load_state_dict(data.loader)
+            position = resume_at(step=step, epoch=epoch, steps=datamodule.epoch_steps)
             checkpoint["loops"] = resume_loops(
                 checkpoint["loops"], position, accumulation=trainer.accumulate_grad_batches
             )
-        checkpoint["epoch"], checkpoint["global_step"] = position.epoch, position.step
-        if datamodule is not None:
-            state = {**data.loader, "steps_in_epoch": position.steps_in_epoch}
-            checkpoint[type(datamodule).__qualname__] = state
+            epoch = position.epoch
+        elif datamodule is not None:
+            checkpoint[type(datamodule).__qualname__] = dict(data.loader)
+        checkpoint["epoch"], checkpoint["global_step"] = epoch, step
         if data.random is not None:
             restore_random(data.random, topology.device)
         else:
             seed = getattr(getattr(trainer.lightning_module, "train_arguments", None), "seed", 0)
-            seed_random(seed=seed, step=position.step, data_rank=topology.data_rank)
+            seed_random(seed=seed, step=step, data_rank=topology.data_rank)
 
     @property
     def _trainer(self) -> Trainer:

@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from omnilit.data.passes import EpochSteps
+
+
+@runtime_checkable
+class ResumableData(Protocol):
+    """A data module that goes on inside an epoch and knows what is left of it."""
+
+    @property
+    def epoch_steps(self) -> EpochSteps:
+        """Steps of the epoch at hand, at today's ranks, accumulation and limits."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a run, in optimizer steps.
+    """A place between two steps of a run.
 
     Args:
         step: Steps done in the whole run.
-        epoch: 0-based epoch that the last step belonged to.
-        steps_in_epoch: Steps done in that epoch; whether it is over is decided at load.
+        epoch: 0-based epoch of the next step.
+        steps_in_epoch: Steps done in that epoch.
     """
 
     step: int
     epoch: int
     steps_in_epoch: int
 
-    @classmethod
-    def read(cls, loops: dict[str, Any], *, step: int, epoch: int, accumulation: int) -> Position:
-        """The position from the state of Lightning's loops, after a whole step."""
-        ready = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-        return cls(step=step, epoch=epoch, steps_in_epoch=ready // accumulation)
 
-    def as_dict(self) -> dict[str, int]:
-        """For the checkpoint's meta."""
-        return asdict(self)
+def read_place(loops: Mapping[str, Any], *, step: int) -> dict[str, int]:
+    """What a checkpoint says of its place; how far its epoch is, the loader's own state says.
 
-    def open_epoch(self, steps_per_epoch: int) -> Position:
-        """The same position, at the start of the next epoch where this one is over.
+    Args:
+        loops: The state of Lightning's loops, after a whole step, at the end of an epoch too.
+        step: Steps done in the whole run.
+    """
+    begun = loops["fit_loop"]["epoch_progress"]["current"]["started"]
+    return {"step": step, "epoch": max(begun - 1, 0)}
 
-        Args:
-            steps_per_epoch: As configured now; it may differ from when the run was saved.
-        """
-        if self.steps_in_epoch < steps_per_epoch:
-            return self
-        return Position(self.step, self.epoch + 1, 0)
+
+def resume_at(*, step: int, epoch: int, steps: EpochSteps) -> Position:
+    """The place to go on at: inside the saved epoch, or at the next where that one is over.
+
+    Args:
+        step: Steps done in the whole run.
+        epoch: The epoch that the last step belonged to.
+        steps: Of that epoch, as the loader counts them now.
+    """
+    is_over = steps.done > 0 and not steps.left
+    return Position(step, epoch + 1, 0) if is_over else Position(step, epoch, steps.done)
 
 
 def resume_loops(loops: dict[str, Any], position: Position, *, accumulation: int) -> dict[str, Any]:
@@ -51,7 +71,7 @@ def resume_loops(loops: dict[str, Any], position: Position, *, accumulation: int
 
     Args:
         loops: The checkpoint's `loops`.
-        position: With its epoch open, see `Position.open_epoch`.
+        position: From `resume_at`.
         accumulation: Micro-batches of a step.
     """
     loops = deepcopy(loops)

@@ -1,5 +1,8 @@
+import pickle
 import resource
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from omnilit.checkpoint.data_state import DataState
 from omnilit.checkpoint.layout import find_latest, step_folder
 from omnilit.checkpoint.save import DataRank, load_checkpoint, save_checkpoint
-from omnilit.errors import CheckpointError
+from omnilit.cli.run_folder import RunFiles, RunFolder
+from omnilit.errors import CheckpointError, OmniError
 from omnilit.testing import run_ranks
 
 pytestmark = pytest.mark.dist
@@ -120,3 +124,55 @@ def test_a_rank_that_cannot_write_fails_all_and_leaves_nothing(failing, tmp_path
     messages = run_ranks(save_on_a_full_disk, 2, str(tmp_path / "out"), failing, tmp_path=tmp_path)
     assert all("File too large" in message or "rank 1" in message for message in messages)
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
+
+
+def save_what_one_rank_cannot_pickle(folder, odd_rank):
+    model, optimizer = make((2,), seed=1)
+    odd = {"odd": lambda: 0} if dist.get_rank() == odd_rank else {}
+    with pytest.raises((AttributeError, pickle.PicklingError, OmniError)) as caught:
+        save_checkpoint(
+            step_folder(Path(folder), 3),
+            models={"model": model},
+            optimizers={"main": optimizer},
+            meta={},
+            data=DataState(loader={}, random=odd),
+            data_rank=here(),
+            files={},
+        )
+    return type(caught.value).__name__, str(caught.value)
+
+
+@pytest.mark.parametrize("odd_rank", [0, 1])
+def test_an_error_that_is_not_ours_ends_the_save_on_all_ranks(odd_rank, tmp_path):
+    out = tmp_path / "out"
+    said = run_ranks(
+        save_what_one_rank_cannot_pickle, 2, str(out), odd_rank, tmp_path=tmp_path, timeout_s=20
+    )
+    (own, reason), (other, told) = said[odd_rank], said[1 - odd_rank]
+    assert (own != "OmniError", other) == (True, "OmniError")
+    assert told == f"rank {odd_rank} failed: {own}: {reason}"
+    assert list((out / "checkpoints").iterdir()) == []
+
+
+def prepare_with_a_broken_tokenizer(folder):
+    module: Any = SimpleNamespace(model_config=Broken(), tokenizer=Broken())
+    trainer: Any = SimpleNamespace(
+        is_global_zero=dist.get_rank() == 0, fast_dev_run=False, loggers=[]
+    )
+    files = RunFiles(Path(folder), {}, {}, load_path=None, is_overwrite=False)
+    with pytest.raises((ValueError, OmniError)) as caught:
+        RunFolder(files).setup(trainer, module, "fit")
+    return str(caught.value)
+
+
+class Broken:
+    def save_pretrained(self, folder):
+        raise ValueError("the generation config is invalid")
+
+
+def test_a_tokenizer_that_cannot_be_saved_ends_the_run_on_all_ranks(tmp_path):
+    said = run_ranks(
+        prepare_with_a_broken_tokenizer, 2, str(tmp_path / "out"), tmp_path=tmp_path, timeout_s=20
+    )
+    reason = "the generation config is invalid"
+    assert said == [reason, f"rank 0 failed: ValueError: {reason}"]

@@ -24,7 +24,7 @@ def _read(folder: str) -> list[tuple[list[int], float, int]]:
     from omnilit.data.prepare import PrepareRequest, prepare
     from omnilit.data.transforms import TransformSettings
     from omnilit.data.window import TrainLoader, WindowLayout
-    from omnilit.parallel.collectives import run_on_first, sum_over
+    from omnilit.parallel.collectives import run_on_first, sum_or_raise
 
     files, cache = (Path(folder) / "data.jsonl",), Path(folder) / "cache"
     request = PrepareRequest(files, TransformSettings(max_seq_len=64), cache)
@@ -33,9 +33,9 @@ def _read(folder: str) -> list[tuple[list[int], float, int]]:
         open_prepared(info["path"]),
         plan=PlanSettings(0, 64),
         layout=WindowLayout(dist.get_rank(), dist.get_world_size(), 2),
-        steps_per_epoch=None,
+        train_size=None,
         workers=WorkerSettings(1),
-        reduce_counts=sum_over,
+        reduce_counts=sum_or_raise,
     )
     read = []
     for batch in loader:
@@ -57,3 +57,35 @@ def test_two_ranks_read_every_record_once_and_agree_on_the_counts(tmp_path: Path
     for start in range(0, len(first), 2):
         window = first[start : start + 2] + second[start : start + 2]
         assert {stamped for _, stamped, _ in window} == {sum(own for _, _, own in window)}
+
+
+def _meet_a_fault(num_workers: int) -> tuple[str, str]:
+    import torch.distributed as dist
+
+    from omnilit.data.batches import WorkerSettings
+    from omnilit.data.packing import PlanSettings
+    from omnilit.data.window import TrainLoader, WindowLayout
+    from tests.helpers.samples import CountingSource
+
+    loader = TrainLoader(
+        CountingSource([4] * 12, faulty=5 if dist.get_rank() == 1 else -1),
+        plan=PlanSettings(0, 4),
+        layout=WindowLayout(0, 1, 2),  # each reads everything, so the fault comes on one only
+        train_size=None,
+        workers=WorkerSettings(num_workers),
+    )
+    try:
+        list(loader)
+    except Exception as error:  # the test wants whatever comes
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_one_ranks_data_is_raised_on_all(num_workers: int, tmp_path: Path):
+    first, second = run_ranks(_meet_a_fault, 2, num_workers, tmp_path=tmp_path, timeout_s=30)
+    assert first[0] == "DataError"
+    assert "another rank could not read its data (rank 1 failed: OSError: " in first[1]
+    assert "sample 5 cannot be read" in first[1]
+    assert second[0] == "OSError"
+    assert "sample 5 cannot be read" in second[1]

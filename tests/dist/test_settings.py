@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from omnilit.parallel.fsdp import fsdp_modules
 from omnilit.testing import run_ranks
 from omnilit.types import LossTerm, MicroBatch
 from tests.helpers import training
+from tests.helpers.tokenizers import build_tokenizer
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 
@@ -25,6 +28,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
     training.write_model(folder / "model")
     training.write_conversations(folder / "train.jsonl", 40)
+    lines = [json.dumps({"text": "the quick brown fox " * (3 + n)}) for n in range(12)]
+    (folder / "text.jsonl").write_text("\n".join(lines))
     return folder
 
 
@@ -98,23 +103,29 @@ def test_precisions_store_compute_and_reduce_as_they_say(folder, tmp_path):
 
 
 def run_variants(folder: Path) -> dict[str, dict[str, Any]]:
-    fully = {"cross_entropy_loss_implementation": "eager", "attn_implementation": "eager"}
-    unused = {
+    fully: dict[str, Any] = {
+        "cross_entropy_loss_implementation": "eager",
+        "attn_implementation": "eager",
+    }
+    unused: dict[str, Any] = {
         "load_balancing_loss_implementation": "eager",
         "rms_norm_gated_implementation": "eager",
         "causal_conv1d_implementation": "eager",
     }
+    eager = OpsImplementationConfig(preset="eager")
+    text = {"train_path": str(folder / "text.jsonl"), "data_type": "plaintext", "text_keys": "text"}
     return {
         "base": run(folder),
         "kernels": run(
             folder, model={"ops_implementation": OpsImplementationConfig(**fully, **unused)}
         ),
-        "preset": run(folder, model={"ops_implementation": OpsImplementationConfig(preset="eager")}),
+        "preset": run(folder, model={"ops_implementation": eager}),
         "clip": run(folder, optimizer={"max_grad_norm": 0.01}),
         "no clip": run(folder, optimizer={"max_grad_norm": 0.0}),
         "other data": run(folder, seed=7),
         "left": run(folder, data={"max_seq_len": 16, "truncation_side": "left"}),
         "right": run(folder, data={"max_seq_len": 16, "truncation_side": "right"}),
+        "text": run(folder, max_steps=None, data={**text, "train_size": None, "max_seq_len": 32}),
     }
 
 
@@ -132,6 +143,10 @@ def test_settings_of_one_process_do_what_they_say(folder, tmp_path):
     assert not training.is_bit_equal(found["clip"]["weights"], found["no clip"]["weights"])
     assert found["other data"]["numbers"] != base["numbers"]
     assert found["left"]["numbers"] != found["right"]["numbers"]
+    tokenizer = build_tokenizer()
+    lengths = [len(tokenizer.encode("the quick brown fox " * (3 + n))) + 1 for n in range(12)]
+    targets = sum(length - math.ceil(length / 32) for length in lengths)  # one less a chunk
+    assert sum(tokens for *_, tokens in found["text"]["numbers"]) == targets
 
 
 def run_resharding(folder: Path) -> list[Any]:

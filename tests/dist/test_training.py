@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from omnilit.testing import run_ranks
 from tests.helpers import training
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 STEPS = 5
+SHORT = 19  # micro-batches of the first pass in the case of unequal ones
 
 
 def on_ranks(function: Any, num_ranks: int, tmp_path: Path, *args: Any) -> list[Any]:
@@ -26,6 +29,7 @@ def folder(tmp_path_factory):
     training.write_model(folder / "moe", "qwen3_moe", output_router_logits=True)
     training.write_conversations(folder / "train.jsonl", 60)
     training.write_conversations(folder / "eval.jsonl", 9, seed=1)
+    training.write_conversations(folder / "few.jsonl", 24, seed=2)
     return folder
 
 
@@ -140,6 +144,64 @@ def test_a_raised_limit_goes_on_with_the_epoch(folder, undisturbed, tmp_path):
     over = {"max_steps": 8, "num_train_epochs": 1}
     ((numbers, _),) = on_ranks(resume, 1, tmp_path, folder, "whole", over, 4)
     assert [row[0] for row in numbers] == [5, 6, 7, 8]
+
+
+class Rows(Callback):
+    """Notes epoch and rows of every micro-batch that this rank trains on."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, list[int]]] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.seen.append((trainer.current_epoch, [origin.row for origin in batch.origins]))
+
+
+def read_passes(
+    folder: Path, out: str, data: dict[str, Any], over: dict[str, Any], step: int | None
+) -> list[tuple[int, list[int]]]:
+    """What this rank reads in a run whose epochs are passes, or in the rest of it from `step`."""
+    rows = Rows()
+    training.train(
+        folder,
+        training.arguments(folder / (f"{out}_again" if step else out), **over),
+        data={"train_path": str(folder / "few.jsonl"), "train_size": None, **data},
+        load_path=folder / out / "checkpoints" / f"global_step_{step}" if step else None,
+        callbacks=(rows,),
+    )
+    return rows.seen
+
+
+def count_reads(seen: list[tuple[int, list[int]]]) -> Counter[tuple[int, int]]:
+    return Counter((epoch, row) for epoch, rows in seen for row in rows)
+
+
+def every_record_once(num_epochs: int) -> Counter[tuple[int, int]]:
+    return Counter((epoch, row) for epoch in range(num_epochs) for row in range(1, 25))
+
+
+def test_a_resume_with_larger_steps_reads_every_record_once_an_epoch(folder, tmp_path):
+    over: dict[str, Any] = {"num_train_epochs": 2, "checkpoint": {"save_steps": 7}}
+    (seen,) = on_ranks(read_passes, 1, tmp_path, folder, "passes", {}, over, None)
+    assert count_reads(seen) == every_record_once(2)
+    num_items = [epoch for epoch, _ in seen].count(0)
+    step = num_items // 7 * 7
+    assert num_items / 2 < step < num_items, "as many steps as the epoch has on two ranks"
+    one, two = on_ranks(read_passes, 2, tmp_path, folder, "passes", {}, over, step)
+    assert count_reads([*seen[:step], *one, *two]) == every_record_once(2)
+    assert len(one) == -(-(num_items - step) // 2) + -(-num_items // 2)
+
+
+def test_passes_of_unequal_length_are_read_whole_also_after_a_resume(folder, tmp_path):
+    data = {"dyn_bsz_buffer_size": 5}
+    over = {"num_train_epochs": 3, "seed": 39, "checkpoint": {"save_steps": SHORT}}
+    (seen,) = on_ranks(read_passes, 1, tmp_path, folder, "uneven", data, over, None)
+    sizes = Counter(epoch for epoch, _ in seen)
+    assert count_reads(seen) == every_record_once(3)
+    assert sizes[0] == SHORT < sizes[1], "the case must be uneven"
+    (rest,) = on_ranks(read_passes, 1, tmp_path, folder, "uneven", data, over, 2 * SHORT)
+    assert rest == seen[2 * SHORT :]
 
 
 def compare_with_transformers(folder: Path) -> list[tuple[float, float]]:

@@ -42,7 +42,7 @@ def _loader(
         source or CountingSource(LENGTHS),
         plan=plan,
         layout=WindowLayout(rank, ranks, window),
-        steps_per_epoch=steps,
+        train_size=steps * plan.budget * ranks * window if steps else None,
         max_steps=max_steps,
         workers=WorkerSettings(num_workers),
     )
@@ -134,7 +134,7 @@ def test_max_steps_caps_an_epoch_and_the_next_goes_on_behind_it():
     loader = _loader(window=2, steps=5, max_steps=3)
     seen = _rows(loader)
     raised.load_state_dict(loader.state_dict())
-    raised.resume_epoch(3)
+    assert raised.epoch_steps == (3, 1)
     assert seen + _rows(raised) == whole[:8], "a raised limit goes on with the same epoch"
 
 
@@ -162,7 +162,8 @@ def test_order_is_the_same_bit_for_bit_with_workers():
 def test_stamps_hold_the_sums_of_the_window_over_ranks_reduced_once():
     calls: list[Mapping[str, float]] = []
 
-    def double(values: Mapping[str, float]) -> Mapping[str, float]:
+    def double(values: Mapping[str, float], error: BaseException | None) -> Mapping[str, float]:
+        assert error is None
         calls.append(dict(values))
         return {name: 2 * value for name, value in values.items()}
 
@@ -175,11 +176,7 @@ def test_stamps_hold_the_sums_of_the_window_over_ranks_reduced_once():
         tokens = sum(b.num_tokens for b in window)
         targets = sum(int((b.labels != -100).sum()) for b in window)
         stamps = [b.stamp for b in window if b.stamp is not None]
-        assert [(s.index, s.size, s.is_last) for s in stamps] == [
-            (0, 3, False),
-            (1, 3, False),
-            (2, 3, True),
-        ]
+        assert [(s.index, s.size) for s in stamps] == [(0, 3), (1, 3), (2, 3)]
         assert {(s.counts["tokens"], s.num_tokens) for s in stamps} == {(2 * targets, 2 * tokens)}
         assert all(s.data_wait_s >= 0 for s in stamps)
         assert all(set(s.counts) == {"tokens"} for s in stamps)
@@ -205,11 +202,13 @@ def test_a_resume_on_another_layout_loses_and_repeats_nothing(
     for rank in range(after[0]):
         resumed = _loader(rank, *after)
         resumed.load_state_dict(states[0])
-        resumed.resume_epoch(windows)
-        expected = len(resumed) - windows * after[1]
-        rows = _rows(resumed)
-        assert len(rows) == expected
-        rest += rows
+        done, left = resumed.epoch_steps
+        assert done == windows
+        if left:
+            assert len(resumed) == (done + left) * after[1]
+            rows = _rows(resumed)
+            assert len(rows) == left * after[1]
+            rest += rows
     assert _samples([seen, rest]) == Counter(range(len(LENGTHS)))
 
 
@@ -223,10 +222,104 @@ def test_a_resumed_run_continues_at_the_next_window_whatever_was_fetched_ahead(n
     del iterator
     resumed = _loader(window=2, steps=50, num_workers=num_workers)
     resumed.load_state_dict(state)
-    resumed.resume_epoch(23)
     assert len(resumed) == 100
     assert seen + _rows(resumed) == whole
     assert len(_rows(resumed)) == 100, "the epoch after it is whole again"
+
+
+def _stop(loader: TrainLoader, windows: int) -> tuple[list[tuple[int, ...]], dict[str, object]]:
+    """What `windows` steps read, over as many epochs as they take, and the state then."""
+    read: list[tuple[int, ...]] = []
+    size = loader.layout.window_size
+    while len(read) < windows * size:
+        read += _rows(islice(loader, windows * size - len(read)))
+    return read, loader.state_dict()
+
+
+def test_larger_steps_end_an_epoch_that_is_a_pass_where_the_pass_ends():
+    num_items = len(_rows(_loader()))
+    stop = num_items * 5 // 8  # more steps than the epoch has at two items a step
+    seen, state = _stop(_loader(), stop)
+    resumed = _loader(window=2)
+    resumed.load_state_dict(state)
+    left = -(-(num_items - stop) // 2)
+    assert resumed.epoch_steps == (stop, left)
+    assert len(resumed) == (stop + left) * 2
+    rest = _rows(resumed)
+    assert _samples([seen, rest]) == Counter(range(len(LENGTHS)))
+    assert resumed.epoch_steps == (stop + left, 0)
+    assert len(resumed) == -(-num_items // 2) * 2, "the next epoch has its own length"
+    assert _samples([_rows(resumed)]) == Counter(range(len(LENGTHS)))
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (1, 2, (30, 5)),  # 40 items an epoch
+        (1, 4, (30, 3)),  # 10 items are no whole steps of 4: rounded up, as an epoch is
+        (2, 1, (15, 10)),
+        (4, 1, (7, 12)),
+    ],
+)
+def test_a_token_budget_holds_over_another_size_of_steps(
+    epochs: int, before: int, after: int, expected: tuple[int, int]
+):
+    loader = _loader(window=before, steps=40 // before)
+    _, state = _stop(loader, epochs * 40 // before + expected[0])
+    resumed = _loader(window=after, steps=40 // after)
+    resumed.load_state_dict(state)
+    assert resumed.epoch_steps == expected
+    assert len(_rows(resumed)) == expected[1] * after
+    assert len(_rows(resumed)) == 40, "the next epoch is whole"
+
+
+def test_another_budget_is_measured_against_the_tokens_of_the_epoch_so_far():
+    _, state = _stop(_loader(window=2, steps=20), 15)
+    for steps, left in ((16, 1), (15, 0), (10, 0)):
+        resumed = _loader(window=2, steps=steps)
+        resumed.load_state_dict(state)
+        assert resumed.epoch_steps == (15, left)
+        assert len(_rows(resumed)) == (left or steps) * 2
+
+
+@pytest.mark.parametrize(("max_steps", "left"), [(8, 3), (6, 1), (5, 0), (3, 0)])
+def test_max_steps_is_compared_with_the_steps_that_were_run(max_steps: int, left: int):
+    _, state = _stop(_loader(window=1, steps=40, max_steps=5), 5)
+    resumed = _loader(window=2, steps=20, max_steps=max_steps)
+    resumed.load_state_dict(state)
+    assert resumed.epoch_steps == (5, left)
+    assert len(_rows(resumed)) == (left or max_steps) * 2
+
+
+def test_passes_of_unequal_length_keep_their_own_length_over_a_resume():
+    plan = PlanSettings(0, BUDGET, 5)
+    loader = _loader(plan=plan)
+    sizes = [len(_rows(loader)) for _ in range(6)]
+    longer = next(i for i in range(1, 6) if sizes[i] > sizes[0])
+    _, state = _stop(_loader(plan=plan), sum(sizes[:longer]) + sizes[0])
+    resumed = _loader(plan=plan)
+    resumed.load_state_dict(state)
+    assert resumed.epoch_steps == (sizes[0], sizes[longer] - sizes[0])
+    assert len(_rows(resumed)) == sizes[longer] - sizes[0]
+
+
+def test_passes_per_epoch_do_not_depend_on_what_a_resume_left_behind():
+    _, state = _stop(_loader(), 20)
+    resumed = _loader(window=4)
+    resumed.load_state_dict(state)
+    assert resumed.passes_per_epoch == 1.0
+
+
+def test_a_resume_with_another_size_of_steps_says_so(caplog: pytest.LogCaptureFixture):
+    _, state = _stop(_loader(steps=40), 30)
+    with caplog.at_level("INFO", logger="omnilit"):
+        _loader(steps=40).load_state_dict(state)
+        assert not caplog.records
+        _loader(window=2, steps=20).load_state_dict(state)
+    (record,) = caplog.records
+    assert "held 1 micro-batches when it was saved and holds 2 now" in record.getMessage()
+    assert "30 steps behind it and 5 of today's size to go" in record.getMessage()
 
 
 def test_a_window_counts_when_its_last_micro_batch_is_handed_out():
@@ -246,8 +339,7 @@ def test_the_end_of_a_pass_is_a_position_of_its_own_until_the_next_begins():
     assert (state["pass_index"], state["items"]) == (0, len(_rows(_loader())))
     resumed = _loader(window=4)
     resumed.load_state_dict(state)
-    resumed.resume_epoch(loader.num_windows)
-    assert _rows(resumed) == []
+    assert resumed.epoch_steps == (-(-len(_rows(_loader())) // 4), 0)
     assert _samples([_rows(resumed)]) == Counter(range(len(LENGTHS)))
     assert resumed.position.pass_index == 1
 
@@ -267,7 +359,7 @@ def test_a_position_for_other_data_or_packing_is_refused_with_every_reason():
     text = str(caught.value)
     for part in (
         "train.seed (seed 7, now 8)",
-        "train.micro_batch_size (budget 16, now 17)",
+        "train.micro_batch_size * data.max_seq_len (budget 16, now 17)",
         "data.dyn_bsz_buffer_size (buffer_size None, now 200)",
         "data.train_path or how it is tokenised",
     ):

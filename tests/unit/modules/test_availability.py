@@ -3,11 +3,12 @@ import pytest
 from omnilit.config import (
     AcceleratorConfig,
     CheckpointConfig,
+    DataloaderConfig,
     GradientCheckpointingConfig,
     TrainingArguments,
 )
 from omnilit.errors import ConfigError
-from omnilit.modules import DPOModule, SFTModule
+from omnilit.modules import DPOModule, OmniDataModule, SFTModule
 from omnilit.modules.meter import TermMeter
 
 
@@ -56,3 +57,12 @@ def test_the_tokenizer_lies_beside_the_configuration_by_default(tmp_path, is_fil
 
 def test_an_empty_meter_reads_nothing():
     assert TermMeter().read_means(dict) == ({}, {})
+
+
+def test_the_data_modules_later_arguments_are_refused_in_python_too():
+    with pytest.raises(ConfigError) as caught:
+        OmniDataModule(train_path="unused", datasets_type="iterable", silent_exception=True)
+    found = {problem.key for problem in caught.value.problems}
+    assert found == {"data.datasets_type", "data.silent_exception"}
+    with pytest.raises(ConfigError, match=r"data\.dataloader\.type"):
+        OmniDataModule(train_path="unused", dataloader=DataloaderConfig(type="mine"))

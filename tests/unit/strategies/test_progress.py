@@ -2,7 +2,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from omnilit.strategies.progress import Position, resume_loops
+from omnilit.data.passes import EpochSteps
+from omnilit.strategies.progress import Position, read_place, resume_at, resume_loops
 
 
 class Counting(LightningModule):
@@ -36,12 +37,19 @@ class Remaining:
 
 
 class SaveAt(Callback):
-    """Keeps what Lightning would save after one step."""
+    """Keeps what Lightning would save after one step, or at the epoch's end right after it."""
 
-    def __init__(self, step):
-        self.step, self.saved = step, {}
+    def __init__(self, step, *, at_epoch_end=False):
+        self.step, self.at_epoch_end, self.saved = step, at_epoch_end, {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if not self.at_epoch_end:
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.save(trainer)
+
+    def save(self, trainer):
         if trainer.global_step == self.step and not self.saved:
             self.saved.update(trainer._checkpoint_connector.dump_checkpoint())
 
@@ -78,9 +86,9 @@ def test_training_goes_on_at_the_next_step(
     callback = SaveAt(save_at)
     train(Remaining(8), accumulation=2, callbacks=[callback])
     saved = callback.saved
-    position = Position.read(saved["loops"], step=save_at, epoch=0, accumulation=2)
-    assert position == Position(step=save_at, epoch=0, steps_in_epoch=save_at)
-    position = position.open_epoch(steps_now)
+    place = read_place(saved["loops"], step=save_at)
+    assert place == {"step": save_at, "epoch": 0}
+    position = resume_at(**place, steps=EpochSteps(save_at, steps_now - save_at))
     saved["loops"] = resume_loops(saved["loops"], position, accumulation=accumulation_now)
     checkpoint = tmp_path / "resumed.ckpt"
     torch.save(saved, checkpoint)
@@ -90,3 +98,24 @@ def test_training_goes_on_at_the_next_step(
     assert len(seen) == num_seen
     assert trainer.global_step == save_at + num_seen // accumulation_now
     assert trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(4, 0), (8, 1)])
+def test_a_save_at_the_end_of_an_epoch_belongs_to_that_epoch(step, epoch):
+    callback = SaveAt(step, at_epoch_end=True)
+    train(Remaining(8), accumulation=2, callbacks=[callback])
+    assert read_place(callback.saved["loops"], step=step) == {"step": step, "epoch": epoch}
+
+
+def test_before_the_first_step_the_place_is_the_first_epoch():
+    progress = {"epoch_progress": {"current": {"started": 0}}}
+    assert read_place({"fit_loop": progress}, step=0) == {"step": 0, "epoch": 0}
+    assert resume_at(step=0, epoch=0, steps=EpochSteps(0, 5)) == Position(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [((70, 21), Position(90, 1, 70)), ((70, 0), Position(90, 2, 0)), ((0, 9), Position(90, 1, 0))],
+)
+def test_an_epoch_is_over_when_its_loader_has_nothing_left_of_it(steps, expected):
+    assert resume_at(step=90, epoch=1, steps=EpochSteps(*steps)) == expected

@@ -1,0 +1,65 @@
+"""What the data module refuses or says before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import GPT2Config, PretrainedConfig, Qwen3Config
+
+from omnilit.errors import ConfigError
+from omnilit.modules import OmniDataModule, SFTModule
+from omnilit.modules.datamodule import check_positions
+from tests.helpers.tokenizers import build_tokenizer
+
+
+def say(max_seq_len: int, config: PretrainedConfig, caplog: pytest.LogCaptureFixture) -> list[str]:
+    with caplog.at_level("WARNING", logger="omnilit"):
+        check_positions(max_seq_len, config, is_loud=True)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_model_with_a_table_of_positions_refuses_longer_samples(
+    caplog: pytest.LogCaptureFixture,
+):
+    config = GPT2Config(n_positions=64)
+    assert say(64, config, caplog) == []
+    with pytest.raises(ConfigError) as caught:
+        check_positions(65, config, is_loud=False)
+    assert str(caught.value) == (
+        "data.max_seq_len: 65 tokens are more than the 64 positions of the model. "
+        "To fix: give at most 64."
+    )
+
+
+def test_a_rotary_model_warns_of_longer_samples_on_one_rank(caplog: pytest.LogCaptureFixture):
+    config = Qwen3Config(max_position_embeddings=64)
+    assert say(64, config, caplog) == []
+    check_positions(65, config, is_loud=False)
+    (line,) = say(65, config, caplog)
+    assert line.startswith("data.max_seq_len: 65 tokens are more than the 64 positions")
+
+
+def test_a_model_that_names_no_positions_takes_any_length(caplog: pytest.LogCaptureFixture):
+    assert say(10**6, PretrainedConfig(), caplog) == []
+
+
+class OnOneRank(SFTModule):
+    """In no process group."""
+
+    @property
+    def topology(self) -> Any:
+        return SimpleNamespace(data_rank=0)
+
+
+def test_setup_compares_the_length_with_the_models_positions(tmp_path: Path):
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    GPT2Config(vocab_size=len(tokenizer), n_positions=32).save_pretrained(tmp_path)
+    data = OmniDataModule(train_path="nowhere.jsonl", max_seq_len=33)
+    module = OnOneRank(config_path=str(tmp_path))
+    data.trainer = SimpleNamespace(lightning_module=module)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ConfigError, match="33 tokens are more than the 32 positions"):
+        data.setup("fit")
