@@ -15,9 +15,12 @@ from typing_extensions import override
 from omnilit.callbacks.evaluation import is_evaluation_due
 from omnilit.callbacks.protocols import TrainedModule
 from omnilit.callbacks.trainer_view import is_trial_run
-from omnilit.checkpoint.layout import HF_FOLDER, step_folder
+from omnilit.checkpoint.layout import HF_FOLDER, check_writable, step_folder
 from omnilit.checkpoint.manifest import COMPLETE
+from omnilit.checkpoint.together import run_together
 from omnilit.config import CheckpointConfig
+
+NUM_MOMENTS = 2  # of Adam, in the type of its parameter
 
 
 class CheckpointSaver(Checkpoint):
@@ -26,7 +29,8 @@ class CheckpointSaver(Checkpoint):
     A step is saved when it is due by `save_steps` or `save_epochs` or is the run's last one, once,
     after its evaluation; with both options 0 no step is. Nothing is saved after an exception, nor
     in a `fast_dev_run`. The epoch of a save is always stored as open: whether it is over is
-    decided at load, from the limits given then.
+    decided at load, from the limits given then. A disk without room for the first save is an
+    error before the first step.
 
     Lightning runs subclasses of `Checkpoint` after all other callbacks, so what these changed at
     this step is in the save.
@@ -44,6 +48,17 @@ class CheckpointSaver(Checkpoint):
         self.finished_at = 0.0
         self._done_step = 0
         self._is_exported = False
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # the first moment at which the model, and with it the size of what is saved, is there
+        num_bytes = 0 if is_trial_run(trainer) else self._num_bytes(pl_module)
+        if num_bytes:
+            run_together(
+                lambda: check_writable(self.output_dir, num_bytes=num_bytes),
+                name=f"looking for room in {self.output_dir}",
+                on_first=True,
+            )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,6 +102,19 @@ class CheckpointSaver(Checkpoint):
             folder = step_folder(self.output_dir, trainer.global_step)
             cast("TrainedModule", pl_module).export_weights(folder / HF_FOLDER)
             self._is_exported = True
+
+    def _num_bytes(self, pl_module: LightningModule) -> int:
+        """Size of the first thing that will be written: a checkpoint, an export, or nothing."""
+        config = self.config
+        has_moments = bool(config.save_steps or config.save_epochs)
+        if not has_moments and not config.save_hf_weights:
+            return 0
+        return sum(
+            parameter.numel()  # of all ranks, also where it is sharded
+            * parameter.dtype.itemsize
+            * (1 + (NUM_MOMENTS if has_moments and parameter.requires_grad else 0))
+            for parameter in pl_module.parameters()
+        )
 
     def _save_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step

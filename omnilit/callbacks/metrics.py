@@ -19,7 +19,8 @@ from omnilit.callbacks.checkpointing import CheckpointSaver
 from omnilit.callbacks.evaluation import EvaluationSchedule, is_evaluation_due
 from omnilit.callbacks.metrics_file import MetricsFile, Number, to_json
 from omnilit.callbacks.protocols import TrainedModule
-from omnilit.callbacks.trainer_view import callbacks_of_type
+from omnilit.callbacks.trainer_view import callbacks_of_type, is_trial_run
+from omnilit.checkpoint.layout import METRICS
 from omnilit.parallel.collectives import max_over
 from omnilit.types import StepResult
 
@@ -31,7 +32,8 @@ class MetricsRecorder(Callback):
 
     A step's line waits for the evaluation that is due at it and holds its numbers. So a
     checkpoint of step N never exists without the line of step N, unless an evaluation was cut
-    off. `validate` writes `eval.jsonl` instead, one line an evaluation.
+    off. `validate` writes `eval.jsonl` instead, one line an evaluation. A `fast_dev_run` writes
+    neither.
 
     Stands before the progress bar and `EvaluationSchedule` in the trainer's list.
 
@@ -47,7 +49,7 @@ class MetricsRecorder(Callback):
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
         self.numbers: dict[str, Number] = {}
-        self._file = MetricsFile(self.output_dir / "metrics.jsonl")
+        self._file = MetricsFile(self.output_dir / METRICS)
         self._is_pending = False
         self._done_step = 0
         self._ended_at = 0.0
@@ -57,7 +59,7 @@ class MetricsRecorder(Callback):
         self.numbers, self._is_pending = {}, False
         self._done_step = trainer.global_step
         self._ended_at = time.monotonic()
-        if trainer.is_global_zero:
+        if _is_writer(trainer):
             self._file.open_at(trainer.global_step)
         _reset_peak_memory(trainer.strategy.root_device)
 
@@ -83,7 +85,9 @@ class MetricsRecorder(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         evaluated = cast("TrainedModule", pl_module).eval_result or {}
-        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            if not _is_writer(trainer):
+                return
             self.output_dir.mkdir(parents=True, exist_ok=True)
             line = {"checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None}
             with (self.output_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
@@ -106,7 +110,7 @@ class MetricsRecorder(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         self._is_pending = False
-        if not trainer.is_global_zero:
+        if not _is_writer(trainer):
             return
         self._file.append(self.numbers)
         logged = {key: value for key, value in self.numbers.items() if key != "step"}
@@ -149,6 +153,10 @@ def newest_numbers(trainer: Trainer) -> dict[str, Number]:
     """The newest step's numbers, from the trainer's `MetricsRecorder`; empty without one."""
     recorders = callbacks_of_type(trainer, MetricsRecorder)
     return recorders[0].numbers if recorders else {}
+
+
+def _is_writer(trainer: Trainer) -> bool:
+    return trainer.is_global_zero and not is_trial_run(trainer)
 
 
 def _read_memory_gib(device: torch.device) -> float:

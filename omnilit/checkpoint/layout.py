@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +17,13 @@ from omnilit.checkpoint.manifest import (
     sync_folder,
     write_complete,
 )
-from omnilit.errors import CheckpointError, ConfigError
+from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 
+CHECKPOINTS: Final = "checkpoints"
+METRICS: Final = "metrics.jsonl"
+TENSORBOARD: Final = "tensorboard"
+RUN_PARTS: Final = (CHECKPOINTS, METRICS, TENSORBOARD)
 HF_FOLDER: Final = "hf_ckpt"
 STAGING: Final = ".staging-"
 REPLACED: Final = ".replaced-"
@@ -29,7 +34,7 @@ logger = get_logger(__name__)
 
 def checkpoints_folder(output_dir: Path) -> Path:
     """The folder that holds all steps of a run."""
-    return output_dir / "checkpoints"
+    return output_dir / CHECKPOINTS
 
 
 def step_folder(output_dir: Path, step: int) -> Path:
@@ -173,32 +178,83 @@ def _list_steps(near: Path, output_dir: Path, but: Path | None = None) -> str:
     return ", ".join(complete) or "none is there"
 
 
-def check_fresh(output_dir: Path, *, overwrite: bool) -> None:
-    """Keep a new run out of another run's checkpoints.
+def is_own_checkpoint(folder: Path, output_dir: Path) -> bool:
+    """Whether `folder` lies among the checkpoints of `output_dir`, links followed."""
+    return folder.resolve().is_relative_to(checkpoints_folder(output_dir).resolve())
+
+
+def holds_run(output_dir: Path) -> bool:
+    """Whether a run left checkpoints, or the numbers of its steps, in `output_dir`."""
+    metrics = output_dir / METRICS
+    return _holds_checkpoints(output_dir) or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
+def _holds_checkpoints(output_dir: Path) -> bool:
+    folder = checkpoints_folder(output_dir)
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def check_fresh(output_dir: Path, *, overwrite: bool, load_path: Path | None = None) -> None:
+    """Keep a run that starts anew out of another run's checkpoints.
 
     Args:
-        output_dir: `train.checkpoint.output_dir` of a run with `load_path: null`.
-        overwrite: Move the other run's checkpoints aside, to `checkpoints.<k>`.
+        output_dir: `train.checkpoint.output_dir`.
+        overwrite: Another run's checkpoints may be moved aside.
+        load_path: A checkpoint that lies elsewhere and that the run starts from.
 
     Raises:
         ConfigError: There are checkpoints and `overwrite` is false.
     """
-    folder = checkpoints_folder(output_dir)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if overwrite or not _holds_checkpoints(output_dir):
         return
-    if not overwrite:
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:4])
-        raise ConfigError(
-            key=OUTPUT_KEY,
-            problem=f"{folder} holds checkpoints of another run ({names})",
-            fix="set train.checkpoint.load_path: auto to go on with it, give another output_dir, "
-            "or start over with --train.checkpoint.overwrite true",
-        )
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    logger.warning("%s: the checkpoints of another run are now in %s", OUTPUT_KEY, aside)
+    loaded = "null" if load_path is None else f"{load_path}, which is not one of them"
+    raise ConfigError(  # in the words of the check before the run
+        key=OUTPUT_KEY,
+        problem=f"{checkpoints_folder(output_dir)} holds the checkpoints of another run, and "
+        f"load_path is {loaded}",
+        fix="go on with that run by load_path: auto, choose another output_dir, or give "
+        "--train.checkpoint.overwrite true",
+    )
+
+
+def move_run_aside(output_dir: Path) -> None:
+    """Rename all that an earlier run left to `<name>.<k>`, with one k for all of it."""
+    number = _free_number(output_dir, RUN_PARTS)
+    moved = [path for path in (output_dir / name for name in RUN_PARTS) if path.exists()]
+    for path in moved:
+        path.rename(path.with_name(f"{path.name}.{number}"))
+    names = ", ".join(f"{path.name}.{number}" for path in moved)
+    logger.warning("%s: what another run left in %s is now in %s", OUTPUT_KEY, output_dir, names)
+
+
+def move_later_steps(output_dir: Path, *, step: int, loaded: Path) -> None:
+    """Move every step after `step` to `checkpoints.<k>`, its export with it.
+
+    A run that goes on from an older checkpoint abandons the newer ones: left in place, they would
+    be what the next `auto` goes on from.
+
+    Args:
+        output_dir: `train.checkpoint.output_dir`.
+        step: The step that the run goes on from.
+        loaded: The checkpoint of that step; it stays whatever its name says.
+    """
+    folder = checkpoints_folder(output_dir)
+    later = [p for p in folder.iterdir() if (step_of(p) or 0) > step and not p.samefile(loaded)]
+    if not later:
+        return
+    later.sort(key=lambda path: step_of(path) or 0, reverse=True)
+    aside = folder.with_name(f"{folder.name}.{_free_number(output_dir, (folder.name,))}")
+    aside.mkdir()
+    for path in later:  # the newest first: whenever this is cut off, no gap is left
+        path.rename(aside / path.name)
+    names = ", ".join(path.name for path in reversed(later))
+    logger.warning("%s: the run goes on from step %d: %s moved to %s", LOAD_KEY, step, names, aside)
+
+
+def _free_number(output_dir: Path, names: Iterable[str]) -> int:
+    """The smallest k for which no `<name>.<k>` is there."""
+    listed = list(names)
+    return next(k for k in count(1) if not any((output_dir / f"{n}.{k}").exists() for n in listed))
 
 
 def check_writable(output_dir: Path, *, num_bytes: int = 0) -> None:
@@ -230,35 +286,3 @@ def check_writable(output_dir: Path, *, num_bytes: int = 0) -> None:
             f"{num_bytes / 2**30:.1f}",
             fix="make room, or give another output_dir",
         )
-
-
-def prune(output_dir: Path, keep_last: int | None) -> list[Path]:
-    """Remove all but the newest `keep_last` checkpoints; exports stay.
-
-    Returns:
-        The folders whose checkpoint was removed; none where `keep_last` is None.
-
-    Raises:
-        CheckpointError: A folder cannot be removed.
-    """
-    if keep_last is None:
-        return []
-    complete = [folder for folder in _steps(output_dir) if (folder / COMPLETE).is_file()]
-    removed = complete[: max(len(complete) - keep_last, 0)]
-    try:
-        for folder in removed:
-            _remove_checkpoint(folder)
-    except OSError as error:
-        raise CheckpointError(f"an old checkpoint cannot be removed: {error}") from error
-    return removed
-
-
-def _remove_checkpoint(folder: Path) -> None:
-    (folder / COMPLETE).unlink()  # first, so that a kill leaves no half that looks whole
-    for path in folder.iterdir():
-        if path.is_dir() and path.name != HF_FOLDER:
-            shutil.rmtree(path)
-        elif not path.is_dir():
-            path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()

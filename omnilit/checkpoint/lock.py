@@ -24,6 +24,10 @@ class RunLock:
     dies, so a lock left by a killed run is stale by itself. The process and host in the file are
     for the message. The file itself stays: removing it would race with the next run's opening.
 
+    It is a record lock (POSIX), which belongs to the process alone: forked data workers, which
+    live on for seconds after a killed run, do not hold it. For the same reason one process is not
+    kept out of its own lock, and would lose it by opening and closing the file elsewhere.
+
     Args:
         output_dir: `train.checkpoint.output_dir`; made when it is not there.
     """
@@ -41,9 +45,9 @@ class RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # such as NFS without locks
+            if error.errno not in (errno.EAGAIN, errno.EACCES):  # such as NFS without locks
                 logger.warning("%s: this file system has no locks (%s)", self.path, error.strerror)
             else:
                 os.close(descriptor)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch.distributed as dist
 from torch import nn
@@ -22,13 +22,13 @@ from omnilit.checkpoint.data_state import (
     save_data_state,
 )
 from omnilit.checkpoint.dcp import load_tensors, save_tensors
-from omnilit.checkpoint.layout import publish, stage, staging_of
+from omnilit.checkpoint.layout import publish, stage, staging_of, step_of
 from omnilit.checkpoint.manifest import Seal, seal_files
 from omnilit.checkpoint.stored import read_plain, write_plain
+from omnilit.checkpoint.together import FAILURES, run_together
 from omnilit.errors import CheckpointError
-from omnilit.parallel.collectives import is_distributed, raise_together
+from omnilit.parallel.collectives import is_distributed
 
-T = TypeVar("T")
 META: Final = "meta.pt"
 TENSORS: Final = "tensors"
 PACKAGES: Final = ("torch", "lightning", "transformers")
@@ -84,19 +84,25 @@ def save_checkpoint(
         files: Text files to put beside it, by name, such as config.yaml.
 
     Raises:
-        CheckpointError: Any rank failed; on every rank, with nothing left half published.
+        OmniError: Any rank failed; on every rank, with nothing left half published. See
+            `run_together` for errors that are not ours.
     """
     staging = staging_of(final)
+    name = "the checkpoint"
     try:
-        _together(lambda: stage(final), on_first=True)
-        _together((staging / TENSORS).mkdir, on_first=True)
+        run_together(lambda: stage(final), name=name, on_first=True)
+        run_together((staging / TENSORS).mkdir, name=name, on_first=True)
         save_tensors(staging / TENSORS, models=models, optimizers=optimizers)
         full_meta = {**meta, "saved_by": _describe_run(data_rank)}
-        _together(lambda: _write_small_files(staging, full_meta, data, data_rank, files))
-        own = _together(lambda: seal_files(staging, _own_files(staging, data_rank, files)))
+        run_together(
+            lambda: _write_small_files(staging, full_meta, data, data_rank, files), name=name
+        )
+        own = run_together(
+            lambda: seal_files(staging, _own_files(staging, data_rank, files)), name=name
+        )
         seals = _gather(own or {})
-        _together(lambda: publish(staging, final, seals), on_first=True)
-    except CheckpointError:
+        run_together(lambda: publish(staging, final, seals), name=name, on_first=True)
+    except FAILURES:
         if _rank() == 0:
             shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -120,8 +126,9 @@ def load_checkpoint(
     Raises:
         CheckpointError: It cannot be read, or is of another model; on every rank.
     """
-    _together(lambda: load_tensors(folder / TENSORS, models=models, optimizers=optimizers))
-    loaded = _together(lambda: _read_small_files(folder, data_rank))
+    name, tensors = f"reading {folder}", folder / TENSORS
+    run_together(lambda: load_tensors(tensors, models=models, optimizers=optimizers), name=name)
+    loaded = run_together(lambda: _read_small_files(folder, data_rank), name=name)
     assert loaded is not None
     return loaded
 
@@ -133,6 +140,21 @@ def read_meta(folder: Path) -> dict[str, Any]:
         CheckpointError: It is not there or not readable.
     """
     return read_plain(folder / META)
+
+
+def saved_step(folder: Path) -> int:
+    """The optimizer step after which `folder` was saved, whatever the folder is called now.
+
+    Raises:
+        CheckpointError: Neither its name nor its files say it.
+    """
+    named = step_of(folder.resolve())
+    if named is not None:
+        return named
+    try:
+        return int(read_meta(folder)["position"]["step"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} does not say at which step it was saved") from error
 
 
 def _read_small_files(folder: Path, data_rank: DataRank) -> LoadedCheckpoint:
@@ -192,20 +214,3 @@ def _gather(seals: dict[str, Seal]) -> dict[str, Seal]:
     gathered: list[dict[str, Seal]] = [{} for _ in range(dist.get_world_size())]
     dist.gather_object(seals, gathered if _rank() == 0 else None, dst=0)
     return {name: seal for part in gathered for name, seal in part.items()}
-
-
-def _together(action: Callable[[], T], *, on_first: bool = False) -> T | None:
-    """Do something on every rank, or on the first only, and fail on all where one fails."""
-    result: T | None = None
-    error: CheckpointError | None = None
-    if not on_first or _rank() == 0:
-        try:
-            result = action()
-        except CheckpointError as caught:
-            error = caught
-        except OSError as caught:  # disk full, no permission, gone
-            where = f" ({caught.filename})" if caught.filename else ""
-            error = CheckpointError(f"the checkpoint failed: {caught.strerror}{where}")
-            error.__cause__ = caught
-    raise_together(error)
-    return result

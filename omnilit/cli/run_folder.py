@@ -9,13 +9,23 @@ from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from omnilit.checkpoint.layout import check_fresh
+from omnilit.callbacks.trainer_view import is_trial_run
+from omnilit.checkpoint.layout import (
+    TENSORBOARD,
+    check_fresh,
+    find_latest,
+    holds_run,
+    is_own_checkpoint,
+    move_later_steps,
+    move_run_aside,
+)
 from omnilit.checkpoint.lock import RunLock
-from omnilit.errors import CheckpointError, OmniError
+from omnilit.checkpoint.save import saved_step
+from omnilit.checkpoint.together import run_together
 from omnilit.modules import OmniModule
-from omnilit.parallel.collectives import raise_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +36,22 @@ class RunFiles:
         output_dir: `train.checkpoint.output_dir`.
         written: The configuration as given, `${...}` kept.
         resolved: Every field with its value.
-        is_resume: Go on with the checkpoints that are there.
-        is_overwrite: Move those of an earlier run aside.
+        load_path: The checkpoint to go on from. One of `output_dir` makes this the same run,
+            which abandons later steps; another one is where a new run starts from.
+        is_overwrite: A new run may move those of an earlier run aside.
     """
 
     output_dir: Path
     written: Mapping[str, Any]
     resolved: Mapping[str, Any]
-    is_resume: bool
+    load_path: Path | None
     is_overwrite: bool
 
 
 class RunFolder(Callback):
     """Takes the run directory for this run and writes down what it was asked to do.
+
+    A `fast_dev_run` leaves the directory as it is.
 
     Args:
         files: What to write.
@@ -50,15 +63,13 @@ class RunFolder(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        error: BaseException | None = None
-        if trainer.is_global_zero:
-            try:
-                self._take(cast("OmniModule", pl_module), stage)
-            except OmniError as caught:
-                error = caught
-            except OSError as caught:
-                error = CheckpointError(f"{self.files.output_dir} cannot be written: {caught}")
-        raise_together(error)
+        if is_trial_run(trainer):
+            return
+        run_together(
+            lambda: self._take(trainer, cast("OmniModule", pl_module), stage),
+            name=f"preparing {self.files.output_dir}",
+            on_first=True,
+        )
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,19 +86,43 @@ class RunFolder(Callback):
             self._lock.release()
             self._lock = None
 
-    def _take(self, module: OmniModule, stage: str) -> None:
+    def _take(self, trainer: Trainer, module: OmniModule, stage: str) -> None:
         folder = self.files.output_dir
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(folder)
         self._lock.acquire()
         if stage != "fit":
             return
-        if not self.files.is_resume:
-            check_fresh(folder, overwrite=self.files.is_overwrite)
+        self._make_room(trainer)
         _write_config(folder / "config.yaml", self.files.written)
         _write_config(folder / "config.resolved.yaml", self.files.resolved)
         module.model_config.save_pretrained(folder / "model_assets")
         module.tokenizer.save_pretrained(folder / "model_assets")
+
+    def _make_room(self, trainer: Trainer) -> None:
+        """Move aside what a later `auto`, or a reader of curves, would take for this run's."""
+        folder, loaded = self.files.output_dir, self.files.load_path
+        if loaded is not None and is_own_checkpoint(loaded, folder):
+            move_later_steps(folder, step=saved_step(loaded), loaded=loaded)
+            return
+        # `auto` that found none it can use; with null, the checks before the run have refused it
+        may_move = self.files.is_overwrite or (loaded is None and find_latest(folder).path is None)
+        check_fresh(folder, overwrite=may_move, load_path=loaded)
+        if holds_run(folder):
+            _close_curves(trainer, folder / TENSORBOARD)
+            move_run_aside(folder)
+
+
+def _close_curves(trainer: Trainer, folder: Path) -> None:
+    """Close the files that loggers hold in `folder`; they open new ones with their next number.
+
+    Lightning opens all loggers before it calls the first hook of a callback.
+    """
+    own = folder.resolve()
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            continue
+        if Path(logger.log_dir).resolve().is_relative_to(own):
+            logger.experiment.close()
 
 
 def _write_config(path: Path, tree: Mapping[str, Any]) -> None:

@@ -11,7 +11,9 @@ from lightning.pytorch import Callback
 
 from omnilit.callbacks.checkpointing import CheckpointSaver
 from omnilit.callbacks.evaluation import EvaluationSchedule
+from omnilit.checkpoint import layout
 from omnilit.config import CheckpointConfig
+from omnilit.errors import ConfigError
 
 
 @pytest.fixture
@@ -206,3 +208,38 @@ def test_a_complete_run_that_lost_its_export_writes_it_when_it_is_resumed(tmp_pa
     assert exported == [tmp_path / "checkpoints" / "global_step_8" / "hf_ckpt"]
     saver.on_fit_end(finished, module)
     assert len(exported) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_bytes"),
+    [
+        # weights 1100 * 4 bytes, moments of the trainable 1000 twice that
+        ({"save_steps": 2}, 4400 + 8000),
+        ({"save_epochs": 1, "save_hf_weights": True}, 4400 + 8000),
+        ({"save_hf_weights": True}, 4400),
+    ],
+)
+def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step(
+    make_module, make_trainer, saver_for, monkeypatch, settings, num_bytes
+):
+    module = make_module()
+    module.net.weight = torch.nn.Parameter(torch.zeros(1000))
+    module.net.frozen = torch.nn.Parameter(torch.zeros(100), requires_grad=False)
+    module.net.tied = module.net.weight
+    free = [num_bytes - 1]
+    monkeypatch.setattr(layout.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with pytest.raises(ConfigError, match=r"GiB free, one checkpoint takes .* make room"):
+        make_trainer(saver_for(**settings)).fit(module)
+    assert module.step_result is None
+    free[0] = num_bytes
+    saver_for(**settings).on_fit_start(make_trainer(), module)
+
+
+@pytest.mark.parametrize("changes", [{}, {"fast_dev_run": 1, "accumulate_grad_batches": 1}])
+def test_a_run_that_saves_nothing_needs_no_room(
+    make_module, make_trainer, saver_for, monkeypatch, changes
+):
+    monkeypatch.setattr(layout.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    module = make_module()
+    make_trainer(saver_for(save_steps=len(changes)), **changes).fit(module)
+    assert module.step_result is not None

@@ -195,3 +195,14 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     file.append({"step": 1})
     assert read(tmp_path / "run" / "metrics.jsonl") == [{"step": 1}]
     file.close()
+
+
+def test_a_trial_run_leaves_the_numbers_of_the_real_one(make_module, make_trainer, tmp_path):
+    make_trainer(MetricsRecorder(tmp_path)).fit(make_module())
+    before = {path.name: path.read_text() for path in tmp_path.glob("*.jsonl*")}
+    recorder = MetricsRecorder(tmp_path)
+    trial = make_trainer(recorder, fast_dev_run=2, accumulate_grad_batches=1)
+    trial.fit(make_module())
+    trial.validate(make_module(), verbose=False)
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.jsonl*")} == before
+    assert recorder.numbers["step"] == 2

@@ -1,4 +1,5 @@
 import logging
+from typing import Any
 
 import pytest
 
@@ -6,7 +7,10 @@ from omnilit.checkpoint.layout import (
     check_fresh,
     check_writable,
     find_latest,
-    prune,
+    holds_run,
+    is_own_checkpoint,
+    move_later_steps,
+    move_run_aside,
     publish,
     resolve_load_path,
     stage,
@@ -14,6 +18,7 @@ from omnilit.checkpoint.layout import (
     step_folder,
 )
 from omnilit.checkpoint.manifest import COMPLETE, files_below, seal_files
+from omnilit.config.machine_checks import check_other_run
 from omnilit.errors import CheckpointError, ConfigError
 
 
@@ -176,25 +181,71 @@ def test_an_explicit_damaged_step_is_refused_with_the_reason(tmp_path):
     assert str(caught.value).endswith(f"one of: {there}.")
 
 
-def test_pruning_keeps_the_newest_and_every_export(tmp_path):
-    for step in (1, 2, 3, 10):
-        save(tmp_path, step)
-    export(tmp_path, 2)
-    assert [f.name for f in prune(tmp_path, 2)] == ["global_step_1", "global_step_2"]
-    assert names(tmp_path / "checkpoints") == ["global_step_10", "global_step_2", "global_step_3"]
-    assert names(step_folder(tmp_path, 2)) == ["hf_ckpt"]
-    assert prune(tmp_path, None) == prune(tmp_path, 2) == []
-
-
 def test_a_new_run_is_kept_out_of_anothers_checkpoints(tmp_path):
     check_fresh(tmp_path, overwrite=False)
     save(tmp_path, 7)
-    with pytest.raises(ConfigError, match=r"global_step_7.*load_path: auto .*overwrite true"):
+    check_fresh(tmp_path, overwrite=True)
+    with pytest.raises(ConfigError) as caught:
         check_fresh(tmp_path, overwrite=False)
-    check_fresh(tmp_path, overwrite=True)
-    save(tmp_path, 1)
-    check_fresh(tmp_path, overwrite=True)
-    assert names(tmp_path) == ["checkpoints.1", "checkpoints.2"]
+    settings = {
+        "train.checkpoint.load_path": None,
+        "train.checkpoint.overwrite": False,
+        "train.checkpoint.output_dir": str(tmp_path),
+    }
+    view: Any = type("GivenView", (dict,), {"verb": "fit"})(settings)
+    assert list(caught.value.problems) == check_other_run(view)
+    elsewhere = tmp_path / "other" / "global_step_1"
+    with pytest.raises(ConfigError, match=r"load_path is .*other/global_step_1, which is not one"):
+        check_fresh(tmp_path, overwrite=False, load_path=elsewhere)
+
+
+def test_all_of_an_earlier_run_moves_aside_under_one_number(tmp_path):
+    assert not holds_run(tmp_path)
+    save(tmp_path, 7)
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "config.yaml").write_text("a: 1")
+    (tmp_path / "metrics.jsonl.1").write_text("lines after a step")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    move_run_aside(tmp_path)
+    moved = ["checkpoints.2", "metrics.jsonl.2", "tensorboard.2"]
+    assert names(tmp_path) == sorted(["config.yaml", "metrics.jsonl.1", *moved])
+    assert not holds_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert holds_run(tmp_path)  # killed before its first save
+    move_run_aside(tmp_path)
+    assert names(tmp_path) == sorted(["config.yaml", "metrics.jsonl.1", *moved, "metrics.jsonl.3"])
+
+
+def test_steps_after_the_one_loaded_move_aside_with_their_exports(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("omnilit"), "propagate", True)
+    for step in (200, 300, 1000):
+        save(tmp_path, step)
+    spoil_flip(save(tmp_path, 400))
+    export(tmp_path, 1000)
+    export(tmp_path, 1200)
+    stage(step_folder(tmp_path, 1300))
+    loaded = step_folder(tmp_path, 300)
+    move_later_steps(tmp_path, step=300, loaded=loaded)
+    assert names(tmp_path) == ["checkpoints", "checkpoints.1"]
+    assert names(tmp_path / "checkpoints") == ["global_step_200", "global_step_300"]
+    aside = tmp_path / "checkpoints.1"
+    later = [f"global_step_{step}" for step in (1000, 1200, 400)]
+    assert names(aside) == [".staging-global_step_1300", *later]
+    assert (aside / "global_step_1000" / "hf_ckpt" / COMPLETE).is_file()
+    assert "goes on from step 300: global_step_400, global_step_1000" in caplog.text
+    move_later_steps(tmp_path, step=300, loaded=loaded)
+    assert names(tmp_path) == ["checkpoints", "checkpoints.1"]
+    move_later_steps(tmp_path, step=200, loaded=loaded)  # it was loaded, whatever its name says
+    assert names(tmp_path / "checkpoints") == ["global_step_200", "global_step_300"]
+
+
+def test_a_checkpoint_is_a_runs_own_by_where_it_lies(tmp_path):
+    own = save(tmp_path / "run", 3)
+    (tmp_path / "newest").symlink_to(own)
+    assert is_own_checkpoint(own, tmp_path / "run")
+    assert is_own_checkpoint(tmp_path / "newest", tmp_path / "run")
+    assert not is_own_checkpoint(own, tmp_path)
+    assert not is_own_checkpoint(tmp_path / "run" / "checkpoints.1" / "global_step_3", tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(tmp_path):

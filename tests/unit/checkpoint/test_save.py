@@ -1,10 +1,18 @@
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from omnilit.checkpoint.data_state import DataState
 from omnilit.checkpoint.layout import find_latest, step_folder
-from omnilit.checkpoint.save import DataRank, load_checkpoint, read_meta, save_checkpoint
+from omnilit.checkpoint.save import (
+    DataRank,
+    load_checkpoint,
+    read_meta,
+    save_checkpoint,
+    saved_step,
+)
 from omnilit.errors import CheckpointError
 
 ONE = DataRank(rank=0, size=1)
@@ -146,6 +154,15 @@ def test_a_save_that_fails_leaves_nothing(tmp_path):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "odd", [lambda: 0, {"count": (x for x in ())}], ids=["lambda", "generator"]
+)
+def test_a_value_that_cannot_be_pickled_leaves_nothing_either(tmp_path, odd):
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError), match="pickle"):
+        save(tmp_path, *make(1), meta={"callbacks": odd})
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_a_checkpoint_error(tmp_path):
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(CheckpointError, match="the checkpoint failed: "):
@@ -161,3 +178,13 @@ def test_an_evaluation_reads_the_weights_and_no_moments(tmp_path):
     assert all(
         torch.equal(t, expected[n]) for n, t in other.state_dict().items() if n != "left_out"
     )
+
+
+def test_the_step_of_a_checkpoint_is_known_under_any_name(tmp_path):
+    final = save(tmp_path, *make(1), meta={"position": {"step": 7}})
+    assert saved_step(final) == 3  # its name, which says what the run knows it as
+    renamed = final.rename(tmp_path / "best")
+    assert saved_step(renamed) == 7
+    other = save(tmp_path, *make(1)).rename(tmp_path / "odd")
+    with pytest.raises(CheckpointError, match="odd does not say at which step it was saved"):
+        saved_step(other)
