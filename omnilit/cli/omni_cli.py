@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from argparse import ArgumentError
-from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -24,8 +23,10 @@ from omnilit.callbacks import (
     StartupReport,
     progress_callback,
 )
+from omnilit.checkpoint.save import saved_step
 from omnilit.cli.owners import KEPT
-from omnilit.cli.plan import HIDDEN, Reading, RunPlan, resolved_tree
+from omnilit.cli.plan import HIDDEN, OPS, Reading, RunPlan
+from omnilit.cli.resolved import BUFFER, GROUPS, printed_tree, resolved_tree
 from omnilit.cli.run_folder import RunFiles, RunFolder
 from omnilit.config import (
     DataloaderConfig,
@@ -38,7 +39,14 @@ from omnilit.errors import ConfigError
 from omnilit.modules import OmniDataModule, OmniModule
 from omnilit.strategies import OmniStrategy
 
-GROUPS: Final = ("model", "data", "train", "dpo_config", "infer", "trainer")
+NOTE: Final = f"""\
+# Every field: what was given, else the reference's default. A field that is given is taken
+# literally. Before running this file, delete what you do not mean to choose:
+# - {OPS} lists the reference's kernels, most of which need a GPU;
+#   without the group, the best kernels that the machine can run are taken;
+# - {BUFFER} selects packing in order;
+#   without it, packing chooses from the whole pass.
+"""
 
 
 class OmniCLI(LightningCLI):
@@ -61,7 +69,7 @@ class OmniCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=False,
             parser_kwargs={"exit_on_error": False},
-            args={"trainer": self.given_trainer},
+            args={"trainer": deepcopy(self.given_trainer)},  # parsing writes into it
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -78,15 +86,9 @@ class OmniCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the `trainer` group, with our form of error."""
+        """Parse the `trainer` group, which the plan has found good."""
         assert isinstance(args, dict)
-        try:
-            self.config = parser.parse_object(args)
-        except (ArgumentError, ValueError, TypeError, KeyError) as error:
-            problem = " ".join(str(error).split())
-            raise ConfigError(
-                key="trainer", problem=problem, fix="see `omnilit fit --help trainer`"
-            ) from error
+        self.config = parser.parse_object(args)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the plan has resolved what to load."""
@@ -135,7 +137,7 @@ class OmniCLI(LightningCLI):
             "callbacks": callbacks,
             "logger": self._loggers(given.logger, output_dir),
             "enable_progress_bar": has_bar,
-            "enable_model_summary": bool(given.enable_model_summary),
+            "enable_model_summary": False,
             "inference_mode": self.given_trainer.get("inference_mode", False),
             "default_root_dir": output_dir,
             "use_distributed_sampler": False,
@@ -155,7 +157,7 @@ class OmniCLI(LightningCLI):
             output_dir,
             plan.raw.written,
             resolved_tree(plan),
-            is_resume=plan.load_path is not None,
+            load_path=plan.load_path,
             is_overwrite=train.checkpoint.overwrite,
         )
         is_shown = self.given_trainer.get("enable_progress_bar", True)
@@ -173,27 +175,29 @@ class OmniCLI(LightningCLI):
     def _loggers(self, given: object, output_dir: Path) -> list[Logger] | bool:
         if given is False:
             return False
-        own = TensorBoardLogger(save_dir=output_dir, name="tensorboard", version="")
-        return [own, *(item for item in _as_list(given) if isinstance(item, Logger))]
+        others = [item for item in _as_list(given) if isinstance(item, Logger)]
+        if self.plan.verb != "fit":
+            return others
+        load_path = self.plan.load_path
+        step = saved_step(load_path) if load_path is not None else None
+        own = TensorBoardLogger(
+            save_dir=output_dir,
+            name="tensorboard",
+            version="",
+            purge_step=None if step is None else step + 1,  # what an abandoned run wrote after it
+        )
+        return [own, *others]
 
 
 def print_config(reading: Reading) -> str:
-    """Every field of the task as YAML: what was given, else the reference's default.
+    """Every field of the task as YAML, under a note on what to delete before it is run.
 
     Raises:
         ConfigError: A key or a type is wrong.
     """
     if reading.problems:
         raise ConfigError.of(reading.problems)
-    tree: dict[str, Any] = {group: {} for group in GROUPS}
-    for entry in reading.fields:
-        if not entry.required:  # null would not be a value of its type
-            _put(tree, entry.path, entry.default)
-    _lay_over(tree, reading.checked.values)
-    tree["model"] = {"class_path": reading.task.class_path, "init_args": tree["model"]}
-    tree["trainer"] = {"accelerator": "auto", "devices": "auto", **reading.trainer}
-    shown = {group: values for group, values in tree.items() if values}
-    return yaml.safe_dump(shown, sort_keys=False)
+    return NOTE + yaml.safe_dump(printed_tree(reading), sort_keys=False)
 
 
 def print_help(verb: str, group: str, module_class: type[OmniModule]) -> None:
@@ -241,18 +245,3 @@ def _as_list(value: object) -> list[Any]:
     if value in (None, True, False):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    *groups, leaf = path.split(".")
-    for group in groups:
-        tree = tree.setdefault(group, {})
-    tree[leaf] = list(value) if isinstance(value, tuple) else value
-
-
-def _lay_over(tree: dict[str, Any], above: Mapping[str, Any]) -> None:
-    for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict) and tree[key]:
-            _lay_over(tree[key], value)
-        else:
-            tree[key] = list(value) if isinstance(value, tuple) else value

@@ -1,9 +1,14 @@
-"""Who owns a setting: `train.*` or Lightning's `trainer.*`, never both."""
+"""Who owns a setting: `train.*` or Lightning's `trainer.*`, never both; and its type there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from argparse import ArgumentError
+from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from typing import Final
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
 
 from omnilit.errors import Problem, suggest
 
@@ -16,11 +21,8 @@ KEPT: Final = (
     "limit_val_batches",
     "fast_dev_run",
     "enable_progress_bar",
-    "enable_model_summary",
     "inference_mode",
     "plugins",
-    "detect_anomaly",
-    "max_time",
 )
 
 MOVED: Final = {
@@ -73,4 +75,26 @@ def check_trainer_keys(given: Iterable[str]) -> list[Problem]:
                     f"use one of {', '.join(KEPT)}",
                 )
             )
+    return problems
+
+
+def check_trainer_types(given: Mapping[str, object], *, wrong: Collection[str]) -> list[Problem]:
+    """A problem for each key under `trainer` whose value Lightning does not take.
+
+    Args:
+        given: The keys of the group.
+        wrong: Paths that have a problem already; the keys around them are left out.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    problems = []
+    for name, value in given.items():
+        key = f"trainer.{name}"
+        if any(path == key or path.startswith(f"{key}.") for path in wrong):
+            continue
+        try:
+            parser.parse_object({"trainer": {name: deepcopy(value)}})  # it writes into them
+        except (ArgumentError, ValueError, TypeError, KeyError) as error:
+            text = " ".join(str(error).split()).removeprefix(f'Parser key "{key}": ')
+            problems.append(Problem(key, text, "see `omnilit fit --help trainer`"))
     return problems

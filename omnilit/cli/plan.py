@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from omnilit.checkpoint.layout import resolve_load_path
 from omnilit.cli.launch import Launch, plan_launch
-from omnilit.cli.owners import KEPT, ROOT_MOVED, check_trainer_keys
-from omnilit.cli.raw import Command, RawConfig, Tree, merge, walk_leaves
+from omnilit.cli.owners import KEPT, ROOT_MOVED, check_trainer_keys, check_trainer_types
+from omnilit.cli.raw import Command, RawConfig, Tree, field_path, merge
 from omnilit.cli.tasks import TASKS, TaskChoice, choose_task, load_task
 from omnilit.config import DPOConfig, InferArguments, OpsImplementationConfig, TrainingArguments
 from omnilit.config.check import Checked, check_values
@@ -23,12 +23,16 @@ from omnilit.config.view import View
 from omnilit.errors import ConfigError, KernelError, Problem
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
+from omnilit.kernels.slots import SLOTS
 from omnilit.modules import OmniDataModule, OmniModule
 
 T = TypeVar("T")
 Verb = Literal["fit", "validate"]
 OPS = "model.ops_implementation"
 HIDDEN = frozenset({"train", "dpo_config"})
+# What says on which device a run is, and with how many processes
+DEVICE_KEYS = frozenset({"trainer", "trainer.accelerator"})
+LAUNCH_KEYS = DEVICE_KEYS | {"trainer.devices", "trainer.num_nodes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,6 @@ class RunPlan:
         raw: What was given.
         task: The module to build.
         view: Every value, given or default.
-        values: The given values, coerced, nested.
         launch: Processes and their device.
         kernels: What runs each operation here.
         load_path: The checkpoint to go on from.
@@ -51,7 +54,6 @@ class RunPlan:
     raw: RawConfig
     task: TaskChoice
     view: View
-    values: Mapping[str, Any]
     launch: Launch
     kernels: KernelSet
     load_path: Path | None
@@ -81,10 +83,20 @@ class Reading:
 
 def read(command: Command) -> Reading:
     """Merge files and flags, and check every key and type; nothing is raised for those."""
-    raw = merge(command)
-    tree = _without(raw.resolved, [problem.key for problem in raw.problems])
+    own = {name: task_fields(load_task(name)) for name in TASKS}
+    fields_of_all = {entry.path: entry for fields in own.values() for entry in fields}
+    raw = merge(command, fields_of_all.values())
+    known = task_fields(choose_task(_good_part(raw)).module_class)
+    if not fields_of_all.keys() >= {entry.path for entry in known}:  # a class from elsewhere
+        raw = merge(command, [*fields_of_all.values(), *known])
+    return _check_reading(raw, known, own)
+
+
+def _check_reading(
+    raw: RawConfig, known: Sequence[Field], own: Mapping[str, Sequence[Field]]
+) -> Reading:
+    tree = _good_part(raw)
     task = choose_task(tree)
-    known = task_fields(task.module_class)
     problems = [*raw.problems, *task.problems]
     for key in [key for key in ROOT_MOVED if key in tree]:
         tree.pop(key)
@@ -98,7 +110,9 @@ def read(command: Command) -> Reading:
     tree["model"] = (
         dict(task.fields) if isinstance(tree.get("model", {}), Mapping) else tree["model"]
     )
-    checked = check_values(tree, known, others=("trainer",), tasks=_fields_of_other_tasks(known))
+    mine = {entry.path for entry in known}
+    others = {f.path: name for name in own for f in own[name] if f.path not in mine}
+    checked = check_values(tree, known, others=("trainer",), tasks=others)
     problems += checked.problems
     return Reading(raw, task, known, checked, trainer, tuple(problems))
 
@@ -114,15 +128,18 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
     problems += check_trainer_keys(reading.trainer)
     launch, more = plan_launch(reading.trainer)
     problems += more
-    view = View.of(checked, list(reading.fields), world_size=launch.world_size, verb=verb)
+    wrong = set(checked.doubtful) | _wrong_fields(problems, reading.fields)
+    problems += check_trainer_types(reading.trainer, wrong=wrong)
+    world_size = None if wrong & LAUNCH_KEYS else launch.world_size
+    view = View.of(checked, list(reading.fields), world_size=world_size, verb=verb)
     later = refuse_later(view, load_status())
     problems += later
-    doubtful = {*checked.doubtful, *(p.key for p in reading.problems), *(p.key for p in later)}
-    problems += run_rules(view, doubtful=doubtful)
-    wrong = doubtful | {problem.key for problem in problems}
+    wrong |= {problem.key for problem in later}
+    problems += run_rules(view, doubtful=wrong)
+    wrong |= {problem.key for problem in problems}
     problems += [p for p in check_paths(view) if p.key not in wrong]
-    machine = Machine.detect(launch.device_type)
-    kernels, more = _kernels(view, machine, wrong)
+    wrong |= {problem.key for problem in problems}
+    kernels, more = _kernels(view, launch, wrong)
     problems += more
     load_path, more = _load_path(view, launch, wrong)
     problems += more
@@ -133,12 +150,18 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
         reading.raw,
         reading.task,
         view,
-        checked.values,
         launch,
         kernels,
         load_path,
         reading.trainer,
     )
+
+
+def _wrong_fields(problems: Sequence[Problem], fields: Sequence[Field]) -> set[str]:
+    """Where the problems are, and the fields around them where they are about an item of one."""
+    keys = {field_path(problem.key) for problem in problems}
+    around = {entry.path for entry in fields for key in keys if key.startswith(f"{entry.path}.")}
+    return keys | around
 
 
 def task_fields(module_class: type[OmniModule]) -> list[Field]:
@@ -167,9 +190,8 @@ def build(kind: type[T], prefix: str, view: View) -> T:
 
 
 def given_kernels(view: View) -> frozenset[str]:
-    """Names of the fields of `ops_implementation` that were given."""
-    names = {entry.name for entry in fields(OpsImplementationConfig)}
-    return frozenset(name for name in names if view.is_given(f"{OPS}.{name}"))
+    """Fields of `ops_implementation` that name a kernel and were given."""
+    return frozenset(name for name in SLOTS if view.is_given(f"{OPS}.{name}"))
 
 
 def _takes(module_class: type[OmniModule], name: str) -> bool:
@@ -177,35 +199,24 @@ def _takes(module_class: type[OmniModule], name: str) -> bool:
     return any(entry.path.startswith(f"model.{name}") for entry in shown)
 
 
-def _fields_of_other_tasks(known: Sequence[Field]) -> dict[str, str]:
-    mine = {entry.path for entry in known}
-    return {
-        entry.path: name
-        for name in TASKS
-        for entry in task_fields(load_task(name))
-        if entry.path not in mine
-    }
-
-
-def _without(tree: Tree, paths: Sequence[str]) -> Tree:
-    """A copy of `tree` without the leaves at `paths`: they could not be resolved."""
-    kept = deepcopy(tree)
-    for path in paths:
+def _good_part(raw: RawConfig) -> Tree:
+    """A copy of what was given without the leaves that have a problem already."""
+    kept = deepcopy(raw.resolved)
+    for path in [problem.key for problem in raw.problems]:
         *parents, leaf = path.split(".")
         group: Any = kept
         for key in parents:
-            group = group[int(key)] if isinstance(group, list) else group[key]
-        if isinstance(group, dict):
+            group = group[int(key)] if isinstance(group, list) else group.get(key, {})
+        if isinstance(group, dict):  # an item of a list stays, as the text that it is
             group.pop(leaf, None)
     return kept
 
 
-def _kernels(
-    view: View, machine: Machine, wrong: set[str]
-) -> tuple[KernelSet | None, list[Problem]]:
-    if any(path.startswith(OPS) for path in wrong):
+def _kernels(view: View, launch: Launch, wrong: set[str]) -> tuple[KernelSet | None, list[Problem]]:
+    """What runs each operation on the launch's device, where that is known."""
+    if wrong & DEVICE_KEYS or any(path.startswith(OPS) for path in wrong):
         return None, []
-    ops = build(OpsImplementationConfig, OPS, view)
+    ops, machine = build(OpsImplementationConfig, OPS, view), Machine.detect(launch.device_type)
     try:
         return resolve_kernels(ops, given=given_kernels(view), machine=machine), []
     except KernelError as error:
@@ -221,31 +232,24 @@ def _load_path(view: View, launch: Launch, wrong: set[str]) -> tuple[Path | None
     if launch.rank == 0:  # the others write nothing and would find what rank 0 began
         problems = [*check_output_dir(view), *check_other_run(view)]
     try:
-        return resolve_load_path(view[key], Path(view["train.checkpoint.output_dir"])), problems
+        found = resolve_load_path(view[key], Path(view["train.checkpoint.output_dir"]))
     except ConfigError as error:
         return None, [*problems, *error.problems]
+    if found is None and "model.model_path" not in wrong:
+        problems += _check_weights(view, key)
+    return found, problems
 
 
-def resolved_tree(plan: RunPlan) -> Tree:
-    """Every field with its value, presets resolved; values from the environment stay hidden."""
-    tree: Tree = {}
-    kernels = {f"{OPS}.{name}": backend for name, backend in plan.kernels.names().items()}
-    written = dict(walk_leaves(plan.raw.written))
-    hidden = {path.replace("model.init_args.", "model.") for path in plan.raw.from_environment}
-    for path, entry in plan.view.fields.items():
-        value = kernels.get(path, plan.view[path])
-        if entry.required and value is None:
-            continue  # of a group that this verb does not read
-        if path in hidden:
-            value = written.get(path, written.get(path.replace("model.", "model.init_args.", 1)))
-        _put(tree, path, list(value) if isinstance(value, tuple) else value)
-    tree["model"] = {"class_path": plan.task.class_path, "init_args": tree["model"]}
-    tree["trainer"] = dict(plan.trainer)
-    return tree
-
-
-def _put(tree: Tree, path: str, value: Any) -> None:
-    *groups, leaf = path.split(".")
-    for group in groups:
-        tree = tree.setdefault(group, {})
-    tree[leaf] = value
+def _check_weights(view: View, key: str) -> list[Problem]:
+    """A problem where an evaluation would be of random weights."""
+    if view.verb != "validate" or view["model.model_path"]:
+        return []
+    what = "auto finds no checkpoint in output_dir" if view[key] else "no checkpoint is named"
+    return [
+        Problem(
+            key,
+            f"{what}, and without model.model_path the weights to evaluate would be random",
+            "set train.checkpoint.load_path: auto and the output_dir of a run that saved, or give "
+            "model.model_path",
+        )
+    ]

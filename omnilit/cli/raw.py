@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from omnilit.config.coerce import CoercionError, is_interpolation, parse_flag
+from omnilit.config.schema import Field
 from omnilit.errors import ConfigError, Problem
 
 Tree = dict[str, Any]
+# Not fields of a task: they say which one
+MODEL_TYPES: Final = {"model": str | dict, "model.class_path": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +27,14 @@ class Command:
 
     Args:
         files: Configuration files, later ones over earlier ones.
-        flags: Dotted path and value of each flag, in order; lists where several values followed.
+        flags: Dotted path of each flag, in order, and the words after it, not yet read: that
+            takes the type of the field.
         help_group: None without `--help`; "" for all of ours, else the group asked for.
         is_print_config: Print the configuration and stop.
     """
 
     files: tuple[Path, ...] = ()
-    flags: tuple[tuple[str, Any], ...] = ()
+    flags: tuple[tuple[str, tuple[str, ...]], ...] = ()
     help_group: str | None = None
     is_print_config: bool = False
 
@@ -41,26 +46,24 @@ class RawConfig:
     Args:
         written: Files and flags merged, `${...}` kept.
         resolved: The same with `${...}` replaced.
-        from_environment: Paths of leaves that held an environment variable.
-        problems: Interpolations that cannot be resolved.
+        problems: Interpolations that cannot be resolved, and flags without their value.
     """
 
     written: Tree
     resolved: Tree
-    from_environment: frozenset[str] = frozenset()
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[Problem, ...] = ()
 
 
 def read_command(argv: Sequence[str]) -> Command:
     """Take apart the words after a verb.
 
-    A flag is `--path value`, `--path=value`, or `--path` alone for true; a value is YAML.
+    A flag is `--path value`, `--path=value`, or `--path` alone for true.
 
     Raises:
         ConfigError: A word that belongs to no flag.
     """
     files: list[Path] = []
-    flags: list[tuple[str, Any]] = []
+    flags: list[tuple[str, tuple[str, ...]]] = []
     help_group: str | None = None
     is_print_config = False
     for name, values in _split_flags(argv):
@@ -71,7 +74,7 @@ def read_command(argv: Sequence[str]) -> Command:
         elif name in ("config", "c"):
             files += [Path(value) for value in values]
         else:
-            flags.append((name, _flag_value(values)))
+            flags.append((name, tuple(values)))
     return Command(tuple(files), tuple(flags), help_group, is_print_config)
 
 
@@ -96,34 +99,32 @@ def _split_flags(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield name, values
 
 
-def _flag_value(values: Sequence[str]) -> Any:
-    if not values:
-        return True
-    parsed = [_parse_yaml(value) for value in values]
-    return parsed if len(parsed) > 1 else parsed[0]
-
-
-def _parse_yaml(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # a prompt or a path with YAML's own characters is just text
-    is_sentence = isinstance(value, dict) and not text.lstrip().startswith("{")
-    return text if is_sentence else value
-
-
-def merge(command: Command) -> RawConfig:
+def merge(command: Command, fields: Iterable[Field] = ()) -> RawConfig:
     """Read the files and lay the flags over them.
+
+    Args:
+        command: Names the files and holds the flags.
+        fields: What a flag's words mean follows the type of its field; all others are YAML.
 
     Raises:
         ConfigError: A file is missing, is not YAML, or holds no mapping.
     """
+    types = {**MODEL_TYPES, **{entry.path: entry.annotation for entry in fields}}
     tree: Tree = {}
     for file in command.files:
-        _lay_over(tree, _read_file(file))
-    for path, value in command.flags:
-        _set(tree, path, value)
-    return _resolve(tree)
+        _lay_over(tree, _fold_model(_read_file(file)))
+    problems = []
+    for path, words in command.flags:
+        try:
+            _set(tree, path, parse_flag(words, types.get(field_path(path), Any)))
+        except CoercionError as error:
+            problems.append(Problem(path, error.problem, error.fix))
+    return _resolve(_unfold_model(tree), problems)
+
+
+def field_path(path: str) -> str:
+    """The path of a field, whichever way of writing the `model` group `path` follows."""
+    return path.replace("model.init_args.", "model.", 1) if path.startswith("model.") else path
 
 
 def _read_file(file: Path) -> Tree:
@@ -158,14 +159,35 @@ def _lay_over(tree: Tree, above: Mapping[str, Any]) -> None:
             tree[key] = deepcopy(value)
 
 
+def _fold_model(layer: Tree) -> Tree:
+    """`layer` with the fields of a flat `model` group where another layer's class expects them."""
+    model = layer.get("model")
+    is_flat = isinstance(model, dict) and not {"class_path", "init_args"} & model.keys()
+    return {**layer, "model": {"init_args": model}} if is_flat else layer
+
+
+def _unfold_model(tree: Tree) -> Tree:
+    """`tree` with a flat `model` group again where no layer named a class."""
+    model = tree.get("model")
+    if not isinstance(model, dict) or "init_args" not in model:
+        return tree
+    if "class_path" in model:
+        return {**tree, "model": {"class_path": model["class_path"], **model}}
+    is_flat = len(model) == 1 and isinstance(model["init_args"], dict)
+    return {**tree, "model": model["init_args"]} if is_flat else tree
+
+
 def _set(tree: Tree, path: str, value: Any) -> None:
-    *groups, leaf = path.split(".")
-    if path == "model" and isinstance(value, str):
-        _name_task(tree, value)
-        return
-    if groups == ["model"] and leaf not in ("class_path", "init_args"):
-        is_named = isinstance(tree.get("model"), dict) and "class_path" in tree["model"]
-        groups = ["model", "init_args"] if is_named else groups
+    """Lay one flag over `tree`, whose `model` group is folded."""
+    if path == "model":
+        if not isinstance(value, str):
+            tree.update(_fold_model({"model": value}))
+            return
+        path = "model.class_path"
+    root, *rest = path.split(".")
+    if root == "model" and rest[0] not in ("class_path", "init_args"):
+        rest = ["init_args", *rest]
+    *groups, leaf = (root, *rest)
     for group in groups:
         below = tree.get(group)
         if not isinstance(below, dict):
@@ -173,14 +195,6 @@ def _set(tree: Tree, path: str, value: Any) -> None:
             tree[group] = below
         tree = below
     tree[leaf] = value
-
-
-def _name_task(tree: Tree, class_path: str) -> None:
-    """`--model NAME`: keep the fields that a file gave, in the place that goes with a class."""
-    group = tree.get("model")
-    group = group if isinstance(group, dict) else {}
-    init_args = group.get("init_args", group if "class_path" not in group else {})
-    tree["model"] = {"class_path": class_path, "init_args": init_args}
 
 
 def walk_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -193,23 +207,36 @@ def walk_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def _resolve(tree: Tree) -> RawConfig:
+def _resolve(tree: Tree, problems: Iterable[Problem]) -> RawConfig:
     """Replace every `${...}` leaf by what it stands for."""
-    resolved, problems, secret = deepcopy(tree), [], set()
+    resolved, found = deepcopy(tree), list(problems)
     config = None
-    for path, value in list(walk_leaves(tree)):
-        if not (isinstance(value, str) and "${" in value):
+    for path, value in walk_leaves(tree):
+        if not is_interpolation(value):
             continue
-        if "${oc.env:" in value:
-            secret.add(path)
         try:
-            config = OmegaConf.create(tree) if config is None else config
-            _replace(resolved, path, OmegaConf.select(config, path, throw_on_missing=True))
+            config = OmegaConf.create(_with_both_names(tree)) if config is None else config
+            put_leaf(resolved, path, _select(config, path))
         except OmegaConfBaseException as error:
             first_line = str(error).splitlines()[0]
             problem = f"{value!r} cannot be resolved: {first_line}"
-            problems.append(Problem(path, problem, _interpolation_fix(value)))
-    return RawConfig(tree, resolved, frozenset(secret), tuple(problems))
+            found.append(Problem(path, problem, _interpolation_fix(value)))
+    return RawConfig(tree, resolved, tuple(found))
+
+
+def _with_both_names(tree: Tree) -> Tree:
+    """`tree` with the fields under `model.init_args` under `model` too, for `${model.x}`."""
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(fields := model.get("init_args"), dict):
+        return {**tree, "model": {**fields, **model}}
+    return tree
+
+
+def _select(config: DictConfig, path: str) -> Any:
+    value = OmegaConf.select(config, path, throw_on_missing=True)
+    if isinstance(value, DictConfig | ListConfig):
+        return OmegaConf.to_container(value, resolve=True)
+    return value
 
 
 def _interpolation_fix(value: str) -> str:
@@ -218,8 +245,9 @@ def _interpolation_fix(value: str) -> str:
     return "name a key that this configuration has"
 
 
-def _replace(tree: Any, path: str, value: Any) -> None:
+def put_leaf(tree: Any, path: str, value: Any) -> None:
+    """Set the leaf at `path`, made of keys and of list positions; missing groups are made."""
     *parents, leaf = path.split(".")
     for key in parents:
-        tree = tree[int(key)] if isinstance(tree, list) else tree[key]
+        tree = tree[int(key)] if isinstance(tree, list) else tree.setdefault(key, {})
     tree[int(leaf) if isinstance(tree, list) else leaf] = value

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import omnilit.modules
 from omnilit.config import DPOConfig
+from omnilit.config.coerce import CoercionError, coerce
 from omnilit.errors import Problem, suggest
 from omnilit.modules import OmniModule
 
@@ -91,7 +92,9 @@ def _implied(
     for group, defaults in VLM_DEFAULTS.items():
         given = model.get("init_args", model) if group == "model" else tree.get(group)
         given = given if isinstance(given, Mapping) else {}
-        changed = [key for key, value in defaults.items() if given.get(key, value) != value]
+        changed = [
+            key for key, value in defaults.items() if _is_changed(given.get(key, value), value)
+        ]
         if changed:
             found.setdefault("VLMModule", []).extend(f"{group}.{key}" for key in changed)
     if len(found) > 1:
@@ -101,11 +104,18 @@ def _implied(
     return next(iter(found.items()), None), []
 
 
+def _is_changed(value: object, default: object) -> bool:
+    try:
+        return coerce(value, type(default)) != default  # YAML reads 1e-6 as text
+    except CoercionError:
+        return True
+
+
 def _arguments(group: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Problem]]:
     """The constructor's arguments, from either way of writing the `model` group."""
-    if "class_path" not in group:
+    if "class_path" not in group and group.keys() != {"init_args"}:
         return group, []
-    beside = [key for key in group if key not in ("class_path", "init_args", "dict_kwargs")]
+    beside = [key for key in group if key not in ("class_path", "init_args")]
     init_args = group.get("init_args") or {}
     if beside:
         what = f"{', '.join(beside)} stands beside class_path"

@@ -19,14 +19,12 @@ class Checked:
     Args:
         values: The good values, coerced, nested as in the file; only what was given.
         problems: Everything found wrong, in the order of the file.
-        given: Paths of the leaves that were given, wrong ones included.
         doubtful: Paths that later checks must not judge: those with a problem or an unresolved
             interpolation, and those that a misspelled key probably meant.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    given: frozenset[str] = frozenset()
     doubtful: frozenset[str] = frozenset()
 
 
@@ -53,7 +51,7 @@ def check_values(
         leaves={entry.path: entry for entry in fields}, others=others, tasks=dict(tasks or {})
     )
     values = walk.group(given, "")
-    return Checked(values, walk.problems, frozenset(walk.given), frozenset(walk.doubtful))
+    return Checked(values, walk.problems, frozenset(walk.doubtful))
 
 
 @dataclass(slots=True)
@@ -62,7 +60,6 @@ class _Walk:
     others: Collection[str]
     tasks: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
-    given: set[str] = field(default_factory=set)
     doubtful: set[str] = field(default_factory=set)
 
     def group(self, raw: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -85,7 +82,6 @@ class _Walk:
         return values
 
     def _leaf(self, path: str, value: object, into: dict[str, Any]) -> None:
-        self.given.add(path)
         if is_interpolation(value):
             self.doubtful.add(path)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -11,6 +12,7 @@ import yaml
 
 TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
 FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
+NULLS = frozenset({"null", "None", "~"})
 
 
 class CoercionError(ValueError):
@@ -55,30 +57,59 @@ def is_interpolation(value: object) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def parse_flag_value(text: str, annotation: Any) -> object:
-    """The text of a command line flag as a raw value, as a YAML file would hold it.
+def parse_flag(words: Sequence[str], annotation: Any) -> object:
+    """The words after a command line flag as a raw value, as a YAML file would hold it.
 
     Args:
-        text: What follows the flag.
-        annotation: Type of the field; where it takes text, the text stays as it is.
+        words: What follows the flag; none for a flag that stands alone.
+        annotation: Type of the field; where it takes text, the text stays as it is. `Any`, for
+            what is not known, takes YAML.
 
     Returns:
         A raw value for `coerce`; a single word for a list is a list of one.
+
+    Raises:
+        CoercionError: There are no words, and the field is not one of true or false.
     """
     options = _options(annotation)
+    if not words:
+        if {bool, Any} & set(options):
+            return True
+        fix = f"write {describe(annotation)} after it"
+        raise CoercionError("the flag has no value", fix)
+    if len(words) == 1:
+        return _parse_word(words[0], options)
+    lists = [option for option in options if (get_origin(option) or option) in {list, tuple}]
+    element = (*(get_args(lists[0]) if lists else ()), Any)[0]
+    return [_parse_word(word, _options(element)) for word in words]
+
+
+def _parse_word(text: str, options: Collection[Any]) -> object:
     kinds = {get_origin(option) or option for option in options}
     takes_list = bool(kinds & {list, tuple})
-    if type(None) in options and text in {"null", "None", "~"}:
+    if type(None) in kinds and text in NULLS:
         return None
-    if str in kinds and not (takes_list and text.startswith("[")):
-        return text
-    if not takes_list and dict not in kinds:
-        return text
+    is_bracketed = (takes_list and text.startswith("[")) or (dict in kinds and text[:1] == "{")
+    if not is_bracketed and any(map(_takes_text, options)):
+        return [text] if takes_list and str not in kinds else text
     try:
         value: object = yaml.safe_load(text)
     except yaml.YAMLError:
-        value = text
-    return value if not takes_list or isinstance(value, list) else [text]
+        value = text  # a path with YAML's own characters is just text
+    if isinstance(value, dict) and dict not in kinds and not text.startswith("{"):
+        value = text  # so is a sentence with a colon
+    is_single = takes_list and str not in kinds and not isinstance(value, list)
+    return [value] if is_single else value
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Whether plain text is what fits, so that YAML must not make a number of it."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return all(isinstance(choice, str) for choice in arguments)
+    if (get_origin(annotation) or annotation) in {list, tuple}:
+        return bool(arguments) and _takes_text(arguments[0])
+    return annotation is str
 
 
 def describe(annotation: Any) -> str:

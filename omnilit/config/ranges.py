@@ -87,6 +87,7 @@ RANGES: Final[Mapping[str, Range]] = {
 DTYPES: Final = ("bfloat16", "float32")
 MIXED: Final = "train.accelerator.fsdp_config.mixed_precision"
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "data.chat_template": ("default", "plain", "tokenizer"),
     "train.optimizer.lr_decay_style": ("constant", "linear", "cosine"),
     f"{MIXED}.param_dtype": ("auto", *DTYPES),
     f"{MIXED}.reduce_dtype": DTYPES,

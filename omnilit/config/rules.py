@@ -55,6 +55,15 @@ STYLE: Final = f"{OPTIMIZER}.lr_decay_style"
 SHARD: Final = "train.accelerator.dp_shard_size"
 BATCH: Final = "train.global_batch_size"
 MICRO: Final = "train.micro_batch_size"
+START: Final = f"{OPTIMIZER}.lr_start"
+KIND: Final = "data.data_type"
+SIDE: Final = "data.truncation_side"
+# What plaintext never looks at, and why
+NOT_PLAINTEXT: Final = {
+    "data.chat_template": "has no messages",
+    "data.overlong": "cuts a longer text in chunks",
+    SIDE: "cuts a longer text in chunks",
+}
 
 
 def all_rules() -> list[Rule]:
@@ -73,6 +82,9 @@ def all_rules() -> list[Rule]:
         Rule(("train.eval_steps", "data.eval_path"), _evaluation_has_data),
         *(Rule((STYLE, path), partial(_constant_rate_stays, path=path)) for path in decays),
         Rule((STYLE, f"{OPTIMIZER}.lr", f"{OPTIMIZER}.lr_min"), _floor_is_below_peak),
+        Rule((START, f"{OPTIMIZER}.lr_warmup_ratio"), _start_has_a_warm_up),
+        *(Rule((KIND, path), partial(_plaintext_reads_it, path=path)) for path in NOT_PLAINTEXT),
+        Rule((KIND, "data.overlong", SIDE), _side_has_a_cut),
         Rule(("train.dyn_bsz", "data.dataloader.drop_last"), _packing_drops_no_batch),
         Rule(("train.checkpoint.load_path", "train.checkpoint.overwrite"), _resume_overwrites_not),
         Rule((SHARD,), _shards_are_the_ranks),
@@ -162,6 +174,44 @@ def _floor_is_below_peak(view: View) -> list[Problem]:
         return []
     problem = f"{floor} is above lr {peak}, so the rate would rise in its decay"
     return [Problem(path, problem, "choose lr_min at most lr")]
+
+
+def _start_has_a_warm_up(view: View) -> list[Problem]:
+    ratio = view[f"{OPTIMIZER}.lr_warmup_ratio"]
+    if ratio > 0 or not view.is_changed(START):
+        return []
+    return [
+        Problem(
+            START,
+            f"{view[START]} has no effect, because lr_warmup_ratio: {ratio} leaves no warm-up",
+            "leave it out, or set lr_warmup_ratio above 0",
+        )
+    ]
+
+
+def _plaintext_reads_it(view: View, path: str) -> list[Problem]:
+    if view[KIND] != "plaintext" or not view.is_changed(path):
+        return []
+    return [
+        Problem(
+            path,
+            f"{view[path]} has no effect, because data_type: plaintext {NOT_PLAINTEXT[path]}",
+            "leave it out, or set data_type: conversation",
+        )
+    ]
+
+
+def _side_has_a_cut(view: View) -> list[Problem]:
+    overlong = view["data.overlong"]
+    if overlong == "truncate" or not view.is_changed(SIDE):
+        return []
+    return [
+        Problem(
+            SIDE,
+            f"{view[SIDE]} has no effect, because overlong: {overlong} never truncates",
+            "leave it out, or set overlong: truncate",
+        )
+    ]
 
 
 def _packing_drops_no_batch(view: View) -> list[Problem]:

@@ -146,7 +146,8 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
 
 def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        # False, not left out: transformers would ask on the terminal whether to run foreign code
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             key="infer.tokenizer_path",
@@ -169,6 +170,7 @@ def _load_model(path: str) -> PreTrainedModel:
                 path,
                 dtype="auto",
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
     except (OSError, ValueError, SafetensorError) as error:

@@ -95,7 +95,7 @@ def parse_request(argv: Sequence[str]) -> Request:
         ConfigError: Unknown flags or keys, wrong values, no model; all of them together.
     """
     words, prompt = _take_prompt(argv)
-    raw = merge(read_command(words))
+    raw = merge(read_command(words), _fields())
     checked = check_values(raw.resolved, _fields(), others=OTHER_VERBS)
     view = View.of(checked, _fields(), verb="infer")
     doubtful = checked.doubtful | {problem.key for problem in raw.problems}

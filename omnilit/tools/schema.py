@@ -13,16 +13,11 @@ from omnilit.errors import ConfigError
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 INTERPOLATION: Final[Mapping[str, str]] = {"type": "string", "pattern": r"\$\{.+\}"}
-# What Lightning or jsonargparse check themselves
+# What Lightning checks itself
 OPEN_GROUPS: Final[Mapping[str, Mapping[str, Any]]] = {
     "trainer": {
         "type": "object",
         "description": "Arguments of Lightning's Trainer: accelerator, devices, num_nodes, ...",
-    },
-    "imports": {
-        "type": "array",
-        "items": {"type": "string"},
-        "description": "Packages to import first, which register kernels or names.",
     },
 }
 Schema = dict[str, Any]

@@ -1,6 +1,7 @@
 import pytest
 
 from omnilit.cli.raw import merge, read_command
+from omnilit.config.schema import Field
 from omnilit.errors import ConfigError
 
 
@@ -33,8 +34,17 @@ def test_flags_lie_over_files_and_later_files_over_earlier_ones(tmp_path):
         (["--a.b", "'it"], "'it"),
     ],
 )
-def test_a_flags_value_is_yaml_else_text(words, value):
+def test_the_value_of_an_unknown_key_is_yaml_else_text(words, value):
     assert merge(read_command(words)).resolved == {"a": {"b": value}}
+
+
+def test_the_value_of_a_known_key_is_what_its_field_takes():
+    fields = [Field("a.b", str, "", False, ""), Field("model.c", list[str], [], False, "")]
+    words = ["--a.b", "null", "--model.init_args.c", "1", "--model", "X", "--a.d", "null"]
+    assert merge(read_command(words), fields).resolved == {
+        "a": {"b": "null", "d": None},
+        "model": {"class_path": "X", "init_args": {"c": ["1"]}},
+    }
 
 
 def test_a_word_without_a_flag_is_refused():
@@ -64,7 +74,19 @@ def test_interpolations_are_resolved_and_kept_as_written(tmp_path, monkeypatch):
     raw = given(tmp_path, "train: {seed: 5, checkpoint: {output_dir: '${oc.env:RUN_OUT}/x'}}")
     assert raw.resolved["train"]["checkpoint"]["output_dir"] == "here/x"
     assert raw.written["train"]["checkpoint"]["output_dir"] == "${oc.env:RUN_OUT}/x"
-    assert raw.from_environment == {"train.checkpoint.output_dir"}
+
+
+def test_the_model_group_is_found_under_both_of_its_names(tmp_path):
+    text = "{model: {config_path: c}, data: {train_path: '${model.config_path}/d'}}"
+    for flags in ((), ("--model", "SFTModule")):
+        assert given(tmp_path, text, *flags).resolved["data"] == {"train_path": "c/d"}
+
+
+def test_a_whole_group_may_be_an_interpolation(tmp_path):
+    raw = given(tmp_path, "{a: {b: [1, 2], c: {d: 3}}, e: '${a.b}', f: '${a.c}'}")
+    assert raw.resolved["e"] == [1, 2]
+    assert type(raw.resolved["e"]) is list
+    assert type(raw.resolved["f"]) is dict
 
 
 def test_a_missing_variable_names_the_key_and_the_way_out(tmp_path):
@@ -86,4 +108,4 @@ def test_help_and_print_config_are_taken_out():
     command = read_command(["--help", "trainer", "--print_config", "--train.seed", "1"])
     assert command.help_group == "trainer"
     assert command.is_print_config
-    assert command.flags == (("train.seed", 1),)
+    assert command.flags == (("train.seed", ("1",)),)

@@ -13,7 +13,7 @@ import pytest
 
 from omnilit.config import DPOConfig, InferArguments, OpsImplementationConfig, TrainingArguments
 from omnilit.config.data import DataloaderConfig
-from omnilit.config.schema import Field, dataclass_fields
+from omnilit.config.schema import Field, constructor_fields, dataclass_fields
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference_fields.json"
 NAMES = {"Optional": Optional, "Literal": Literal, "List": list, "Dict": dict, "Any": Any}
@@ -59,6 +59,10 @@ def own_fields() -> dict[str, Field]:
 
 
 @pytest.fixture(scope="session")
-def fields(reference: dict[str, Field], own_fields: dict[str, Field]) -> list[Field]:
-    """The argument tree, with the reference's rows where a constructor declares the field."""
-    return list((reference | own_fields).values())
+def fields(
+    reference: dict[str, Field], own_fields: dict[str, Field], modules: ModuleType
+) -> list[Field]:
+    """The argument tree, with the reference's rows where the model's constructor declares it."""
+    hidden = frozenset({"train"})
+    data = constructor_fields(modules.OmniDataModule, "data", hidden=hidden)
+    return list((reference | own_fields | {field.path: field for field in data}).values())

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from omnilit.config.coerce import CoercionError, coerce, describe, parse_flag_value
+from omnilit.config.coerce import CoercionError, coerce, describe, parse_flag
 
 Mode = Literal["ddp", "fsdp2"]
 
@@ -94,12 +94,35 @@ def test_wrong_values_are_refused_with_what_to_write(
         ("[0.9, 0.99]", tuple[float, float], (0.9, 0.99)),
         ("{image: 3}", dict, {"image": 3}),
         ("ddp", Mode, "ddp"),
+        ("2", Literal[1, 2], 2),
+        ("no", Literal["no", "yes"], "no"),
+        ("[1, 2]", Any, [1, 2]),
+        ("12", list[str], ["12"]),
+        ("12", list[int], [12]),
+        ("[a, b", str | list[str], "[a, b"),
+        ("${oc.env:X}", int, "${oc.env:X}"),
+        ("${oc.env:X}", list[str], ["${oc.env:X}"]),
     ],
 )
 def test_the_text_of_a_flag_becomes_the_same_as_in_a_file(
     text: str, annotation: Any, expected: Any
 ):
-    assert coerce(parse_flag_value(text, annotation), annotation) == expected
+    assert coerce(parse_flag([text], annotation), annotation) == expected
+
+
+def test_several_words_are_a_list_and_none_is_true_or_missing():
+    assert parse_flag(["a", "2"], list[str]) == ["a", "2"]
+    assert coerce(parse_flag(["0.9", "0.99"], tuple[float, float]), tuple[float, float]) == (
+        0.9,
+        0.99,
+    )
+    assert parse_flag([], bool) is True
+    assert parse_flag([], bool | None) is True
+    assert parse_flag([], Any) is True
+    for annotation in (int, str | None, list[str]):
+        with pytest.raises(CoercionError, match="the flag has no value") as caught:
+            parse_flag([], annotation)
+        assert caught.value.fix == f"write {describe(annotation)} after it"
 
 
 def test_types_are_described_in_a_users_words():

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from omnilit.config.ranges import RANGES, Range
+from omnilit.config.ranges import NAMES, RANGES, Range
 from omnilit.config.rules import all_rules, run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
+from omnilit.data.templates import TEMPLATES
 
 GOOD = {"model.config_path": "m", "data.train_path": "d"}
 MIXED = "train.accelerator.fsdp_config.mixed_precision"
@@ -77,6 +78,22 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
         ({"data.dataloader.drop_last": False}, ("data.dataloader.drop_last: it governs batches "
          "without dyn_bsz only; with dyn_bsz: true the last step of a pass is always filled and "
          "kept. To fix: leave it out.")),
+        ({"train.optimizer.lr_start": 1e-6}, ("train.optimizer.lr_start: 1e-06 has no effect, "
+         "because lr_warmup_ratio: 0.0 leaves no warm-up. To fix: leave it out, or set "
+         "lr_warmup_ratio above 0.")),
+        ({"data.chat_template": "chatml"}, ("data.chat_template: 'chatml' is not known. To fix: "
+         "use one of default, plain, tokenizer.")),
+        ({"data.data_type": "plaintext", "data.chat_template": "plain"}, ("data.chat_template: "
+         "plain has no effect, because data_type: plaintext has no messages. To fix: leave it "
+         "out, or set data_type: conversation.")),
+        ({"data.data_type": "plaintext", "data.overlong": "drop"}, ("data.overlong: drop has no "
+         "effect, because data_type: plaintext cuts a longer text in chunks. To fix: leave it "
+         "out, or set data_type: conversation.")),
+        ({"data.data_type": "plaintext", "data.truncation_side": "left"}, ("data.truncation_side: "
+         "left has no effect, because data_type: plaintext cuts a longer text in chunks.")),
+        ({"data.overlong": "error", "data.truncation_side": "left"}, ("data.truncation_side: left "
+         "has no effect, because overlong: error never truncates. To fix: leave it out, or set "
+         "overlong: truncate.")),
         ({"train.checkpoint.load_path": "auto", "train.checkpoint.overwrite": True},
          ("train.checkpoint.overwrite: load_path: auto goes on from the checkpoints that "
          "overwrite: true gives up. To fix: keep one of the two.")),
@@ -137,6 +154,16 @@ def test_each_verb_asks_for_what_it_reads_only(verb: str, message: str, fields: 
         {"data.train_size": None, "data.text_keys": ["a", "b"]},
         {"train.optimizer.max_grad_norm": 0.0, "infer.temperature": 0.0},
         {"train.checkpoint.load_path": "elsewhere", "train.checkpoint.overwrite": True},
+        {"train.optimizer.lr_start": 1e-6, "train.optimizer.lr_warmup_ratio": 0.1},
+        {"train.optimizer.lr_start": 0.0, "train.optimizer.lr_warmup_ratio": 0.0},
+        {"data.truncation_side": "left", "data.chat_template": "tokenizer"},
+        {"data.overlong": "drop", "data.truncation_side": "right"},
+        {
+            "data.data_type": "plaintext",
+            "data.overlong": "truncate",
+            "data.truncation_side": "right",
+            "data.chat_template": "default",
+        },
     ],
 )
 def test_settings_that_look_odd_but_mean_something_are_good(
@@ -155,6 +182,10 @@ def test_a_rule_is_skipped_where_a_field_that_it_reads_is_wrong_already(fields: 
 def test_a_rule_is_skipped_where_the_task_has_no_such_field(fields: list[Field]):
     known = {f.path: f for f in fields if f.path.startswith("train.")}
     assert not run_rules(View(known, {"train.eval_steps": 5}))
+
+
+def test_the_chat_templates_are_those_of_the_data_package():
+    assert NAMES["data.chat_template"] == tuple(TEMPLATES)
 
 
 def test_ranges_keep_their_ends_apart():

@@ -1,4 +1,5 @@
 import io
+import json
 import shutil
 
 import pytest
@@ -117,6 +118,20 @@ def test_tokenizer_without_template_is_refused(broken):
     (broken / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match=r"infer\.tokenizer_path: .* has no chat template"):
         chat_with(broken)
+
+
+def test_code_beside_the_weights_is_neither_run_nor_asked_about(broken, monkeypatch):
+    config = json.loads((broken / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "auto_map": classes}
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / "own.py").write_text(f"open({str(broken / 'ran')!r}, 'w').close()\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
+    with pytest.raises((CheckpointError, ConfigError), match="contains custom code"):
+        chat_with(broken)
+    assert asked == []
+    assert not (broken / "ran").exists()
 
 
 def test_absent_tokenizer_is_refused(model_folder, tmp_path):
