@@ -17,6 +17,7 @@ from omnilit.callbacks import CheckpointSaver, EvaluationSchedule, MetricsRecord
 from omnilit.config import (
     AcceleratorConfig,
     CheckpointConfig,
+    DataloaderConfig,
     FSDPConfig,
     GradientCheckpointingConfig,
     MixedPrecisionConfig,
@@ -121,7 +122,13 @@ def train(
     """
     os.environ["OMNILIT_CACHE"] = str(folder / "cache")
     module = module_class(**{"config_path": str(folder / "model"), **(model or {})}, train=train)
-    loader = {"train_path": str(folder / "train.jsonl"), "max_seq_len": 64, **(data or {})}
+    loader: dict[str, Any] = {
+        "train_path": str(folder / "train.jsonl"),
+        "max_seq_len": 64,
+        # in a rank, which a fork server started, each worker would import torch anew
+        "dataloader": DataloaderConfig(num_workers=0),
+        **(data or {}),
+    }
     datamodule = OmniDataModule(**loader, train=train)
     log, output_dir = StepLog(), Path(train.checkpoint.output_dir)
     own = (
