@@ -30,6 +30,7 @@ T = TypeVar("T")
 Verb = Literal["fit", "validate"]
 OPS = "model.ops_implementation"
 HIDDEN = frozenset({"train", "dpo_config"})
+CLASS_PATH = "model.class_path"
 # What says on which device a run is, and with how many processes
 DEVICE_KEYS = frozenset({"trainer", "trainer.accelerator"})
 LAUNCH_KEYS = DEVICE_KEYS | {"trainer.devices", "trainer.num_nodes"}
@@ -113,8 +114,21 @@ def _check_reading(
     mine = {entry.path for entry in known}
     others = {f.path: name for name in own for f in own[name] if f.path not in mine}
     checked = check_values(tree, known, others=("trainer",), tasks=others)
-    problems += checked.problems
+    is_class_known = all(problem.key != CLASS_PATH for problem in task.problems)
+    names = {entry.path.split(".")[1] for entry in known if entry.path.startswith("model.")}
+    problems += [
+        problem
+        for problem in checked.problems
+        # an own class that cannot be imported may well have this field
+        if is_class_known or not _is_foreign(problem.key, names)
+    ]
     return Reading(raw, task, known, checked, trainer, tuple(problems))
+
+
+def _is_foreign(path: str, names: set[str]) -> bool:
+    """Whether `path` is a top field of `model` that none of our own classes has."""
+    group, _, name = path.partition(".")
+    return group == "model" and name.split(".")[0] not in names
 
 
 def make_plan(verb: Verb, command: Command) -> RunPlan:

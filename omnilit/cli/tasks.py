@@ -147,7 +147,10 @@ def _load_named(path: str) -> tuple[type[OmniModule], list[Problem]]:
 
 
 def _import(path: str, module_name: str, attribute: str) -> tuple[type[OmniModule], list[Problem]]:
-    fix = "give the dotted path of a subclass of omnilit.modules.OmniModule that Python can import"
+    fix = (
+        "give the dotted path of a subclass of omnilit.modules.OmniModule, and name the folder of "
+        "a module that is not installed in PYTHONPATH"
+    )
     try:
         found: Callable[..., Any] | None = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

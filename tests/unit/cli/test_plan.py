@@ -418,3 +418,11 @@ class OwnModule(SFTModule):
     def __init__(self, *, label: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
 """
+
+
+def test_fields_of_a_class_that_cannot_be_imported_are_not_judged(tmp_path, base):
+    init_args = {**base["model"], "gamma": 2.0, "strict": "perhaps"}
+    base["model"] = {"class_path": "no_such_package.Module", "init_args": init_args}
+    found = problems(tmp_path, base)
+    assert found.keys() == {"model.class_path", "model.strict"}
+    assert "PYTHONPATH" in found["model.class_path"]
