@@ -21,10 +21,12 @@ from omnilit.callbacks.metrics_file import MetricsFile, Number, to_json
 from omnilit.callbacks.protocols import TrainedModule
 from omnilit.callbacks.trainer_view import callbacks_of_type, is_trial_run
 from omnilit.checkpoint.layout import METRICS
+from omnilit.logging import get_logger
 from omnilit.parallel.collectives import max_over
 from omnilit.types import StepResult
 
 GIB = 1024**3
+log = get_logger(__name__)
 
 
 class MetricsRecorder(Callback):
@@ -92,6 +94,7 @@ class MetricsRecorder(Callback):
             line = {"checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None}
             with (self.output_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
                 file.write(to_json(line | evaluated) + "\n")
+            log.info("  ".join(f"{name} {value:.4f}" for name, value in evaluated.items()))
         elif self._is_pending:
             self.numbers |= evaluated
             self._write(trainer)

@@ -86,6 +86,7 @@ def test_validate_gives_the_last_evaluations_number(finished, task, omnilit):
     assert done.returncode == 0, done.stderr
     (line,) = [json.loads(text) for text in (out / "eval.jsonl").read_text().splitlines()]
     assert line["eval_loss"] == read_lines(out)[-1]["eval_loss"]
+    assert f"eval_loss {line['eval_loss']:.4f}" in done.stderr
 
 
 def test_two_processes_train_the_same_steps(finished, task, omnilit, tmp_path):
