@@ -76,10 +76,6 @@ class KernelSet:
         """Backend by field, as checkpoints store it."""
         return {field: choice.backend for field, choice in self.choices.items()}
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Slot, backend and reason, for the log."""
-        return [(SLOTS[f].name, choice.backend, choice.why) for f, choice in self.choices.items()]
-
 
 def changed_fields(ops: OpsImplementationConfig) -> frozenset[str]:
     """The fields that differ from their defaults: what counts as given in plain Python."""

@@ -107,10 +107,6 @@ class HeadLoss:
             aux_coefficient=getattr(config, "router_aux_loss_coef", 0.0),
         )
 
-    def token_losses(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """The losses [R] of the R supervised tokens alone; see `forward`."""
-        return self.forward(model, batch).token_losses
-
     @contextmanager
     def _targets_set(self, model: PreTrainedModel, targets: Tensor) -> Iterator[None]:
         """Make the head compute losses, with the cap moved from the model into the kernel.

@@ -35,7 +35,7 @@ def train_sharded(family: str, keep_last: float) -> tuple[float, dict[str, torch
     )
     batches = micro_batches(keep_last)
     batch = batches[torch.distributed.get_rank()]
-    loss = binding.head.token_losses(model, batch).sum()
+    loss = binding.head.forward(model, batch).token_losses.sum()
     (loss / sum(b.counts["tokens"] for b in batches)).backward()
     binding.verify_called()
     found = {}

@@ -46,13 +46,14 @@ def test_auto_takes_the_defaults_where_they_run():
 
 
 def test_auto_says_what_a_default_lacks():
-    rows = {name: (backend, why) for name, backend, why in resolved(TURING).rows()}
+    choices = resolved(TURING).choices
+    rows = {SLOTS[field].name: (c.backend, c.why) for field, c in choices.items()}
     assert rows["attention"] == (
         "sdpa",
         "flash_attention_2 needs SM 80 or newer, here is 75",
     )
     assert rows["rms_norm"] == ("liger_kernel", "reference default")
-    bare = {name: backend for name, backend, _ in resolved(BARE_HOPPER).rows()}
+    bare = {SLOTS[field].name: c.backend for field, c in resolved(BARE_HOPPER).choices.items()}
     assert (bare["attention"], bare["cross_entropy_loss"]) == ("sdpa", "chunk_loss")
     assert bare["rms_norm"] == "eager"
 

@@ -47,7 +47,7 @@ def kernels_of(**fields: str) -> KernelSet:
 
 
 def mean_loss(binding: Binding, model, batch):
-    return binding.head.token_losses(model, batch).sum() / batch.counts["tokens"]
+    return binding.head.forward(model, batch).token_losses.sum() / batch.counts["tokens"]
 
 
 def test_two_models_in_one_process_keep_their_own_kernels():
@@ -58,7 +58,9 @@ def test_two_models_in_one_process_keep_their_own_kernels():
     }
     bindings = {model: bind_kernels(model, kernels) for model, kernels in chosen.items()}
     batch = packed_batch(LENGTHS)
-    losses = [bindings[model].head.token_losses(model, batch) for model in (policy, reference)]
+    losses = [
+        bindings[model].head.forward(model, batch).token_losses for model in (policy, reference)
+    ]
     torch.testing.assert_close(*losses)
     kernels = [
         model.model.layers[0].self_attn.omnilit_attention.kernel.__name__
@@ -101,7 +103,7 @@ def test_ignoring_the_bounds_would_be_seen():
     binding = bind_kernels(model, kernels_of())
     one_segment = copy.copy(batch)
     object.__setattr__(one_segment, "bounds", [0, batch.bounds[-1]])
-    right, wrong = (binding.head.token_losses(model, b).sum() for b in (batch, one_segment))
+    right, wrong = (binding.head.forward(model, b).token_losses.sum() for b in (batch, one_segment))
     assert abs(right - wrong) / right > 1e-3
 
 
@@ -275,7 +277,7 @@ def test_deepcopy_keeps_the_binding():
     model, batch = tiny("qwen3"), packed_batch(LENGTHS)
     binding = bind_kernels(model, kernels_of())
     copied = copy.deepcopy(model)
-    losses = [binding.head.token_losses(m, batch) for m in (model, copied)]
+    losses = [binding.head.forward(m, batch).token_losses for m in (model, copied)]
     assert torch.equal(*losses)
     assert copied.lm_head.forward.__self__ is copied.lm_head
 

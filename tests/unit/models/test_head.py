@@ -47,7 +47,7 @@ def test_the_head_computes_the_loss_of_the_full_model(family, kernel):
     expected = reference_loss(plain, batch)
     expected.backward()
     model, head = bound(family, kernel)
-    losses = head.token_losses(model, batch)
+    losses = head.forward(model, batch).token_losses
     assert losses.shape == (batch.counts["tokens"],)
     assert losses.dtype == torch.float32
     loss = losses.sum() / batch.counts["tokens"]
@@ -62,7 +62,7 @@ def test_token_losses_keep_the_order_of_the_tokens():
     model, head = bound("llama")
     is_supervised = batch.labels[0] != IGNORE
     expected = cross_entropy(logits, batch.labels[0], reduction="none", ignore_index=IGNORE)
-    torch.testing.assert_close(head.token_losses(model, batch), expected[is_supervised])
+    torch.testing.assert_close(head.forward(model, batch).token_losses, expected[is_supervised])
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_tied", "gemma2"])
@@ -70,7 +70,7 @@ def test_token_losses_keep_the_order_of_the_tokens():
 def test_nothing_supervised_runs_the_model_and_gives_zero_gradients(family, kernel):
     model, head = bound(family, kernel)
     batch = packed_batch(LENGTHS, keep=0.0)
-    loss = head.token_losses(model, batch).sum()
+    loss = head.forward(model, batch).token_losses.sum()
     loss.backward()
     found = gradients(model)
     assert loss.item() == 0
@@ -81,7 +81,7 @@ def test_nothing_supervised_runs_the_model_and_gives_zero_gradients(family, kern
 def test_logits_are_as_ever_outside_of_the_loss():
     batch = packed_batch((8,))
     plain, (model, head) = tiny("gemma2"), bound("gemma2")
-    head.token_losses(model, batch)
+    head.forward(model, batch)
     logits = [m(input_ids=batch.input_ids, use_cache=False).logits for m in (plain, model)]
     torch.testing.assert_close(*logits)
 
@@ -90,11 +90,11 @@ def test_the_cap_stays_in_the_configuration_also_after_an_error():
     model, head = bound("gemma2")
     cap, batch = model.config.final_logit_softcapping, packed_batch(LENGTHS)
     assert cap
-    head.token_losses(model, batch)
+    head.forward(model, batch)
     assert model.config.final_logit_softcapping == cap
     broken = replace(batch, input_ids=batch.input_ids + 10_000)
     with pytest.raises(IndexError):
-        head.token_losses(model, broken)
+        head.forward(model, broken)
     assert model.config.final_logit_softcapping == cap
     assert model(input_ids=batch.input_ids, use_cache=False).logits.shape[-1] == 256
 
