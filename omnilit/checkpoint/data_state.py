@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from omnilit.errors import CheckpointError
 from omnilit.logging import get_logger
 
 logger = get_logger(__name__)
+PER_RANK: Final = "per_rank"  # true in the state of a loader whose ranks each know a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,25 @@ class DataState:
     """One data rank's entry in a checkpoint.
 
     Args:
-        loader: Position of the data loader, the same on all ranks.
-        random: From `capture_random`; None when it was saved at another number of ranks.
+        loader: State of the data loader: the same on all ranks, unless it holds PER_RANK.
+        random: From `capture_random`.
     """
 
     loader: Mapping[str, Any]
+    random: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDataState:
+    """What a data rank needs of a checkpoint.
+
+    Args:
+        loaders: States of the loaders: one where it is the same on all ranks, else all of them
+            in the order of the ranks that saved them.
+        random: This rank's; None when it was saved at another number of ranks.
+    """
+
+    loaders: tuple[Mapping[str, Any], ...]
     random: Mapping[str, Any] | None
 
 
@@ -79,24 +94,31 @@ def save_data_state(folder: Path, state: DataState, *, data_rank: int) -> Path:
 
 def load_data_state(
     folder: Path, *, data_rank: int, data_size: int, saved_data_size: int
-) -> DataState:
-    """Read this data rank's entry.
+) -> LoadedDataState:
+    """Read what this data rank needs.
 
-    At another number of data ranks the position comes from the first entry, as it is the same on
-    all, and there are no random states: `seed_random` gives new ones.
+    At another number of data ranks there are no random states: `seed_random` gives new ones.
 
     Raises:
-        CheckpointError: The entry is not there or not readable.
+        CheckpointError: An entry is not there or not readable.
     """
     is_same = data_size == saved_data_size
-    path = entry_path(folder, data_rank if is_same else 0)
-    entry = read_plain(path)
-    if not isinstance(entry, dict) or entry.keys() != {"loader", "random"}:
-        raise CheckpointError(f"{path} is not the state of a data rank")
+    entry = _read_entry(folder, data_rank if is_same else 0)
+    loaders = [entry["loader"]]
+    if entry["loader"].get(PER_RANK):
+        loaders = [_read_entry(folder, rank)["loader"] for rank in range(saved_data_size)]
     if not is_same:
         logger.info(
             "resume: saved by %d data ranks, now %d: random states start anew",
             saved_data_size,
             data_size,
         )
-    return DataState(loader=entry["loader"], random=entry["random"] if is_same else None)
+    return LoadedDataState(tuple(loaders), entry["random"] if is_same else None)
+
+
+def _read_entry(folder: Path, data_rank: int) -> dict[str, Any]:
+    path = entry_path(folder, data_rank)
+    entry = read_plain(path)
+    if not isinstance(entry, dict) or entry.keys() != {"loader", "random"}:
+        raise CheckpointError(f"{path} is not the state of a data rank")
+    return entry

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from omnilit import __version__
 from omnilit.checkpoint.data_state import (
     DataState,
+    LoadedDataState,
     entry_path,
     load_data_state,
     save_data_state,
@@ -59,7 +60,7 @@ class LoadedCheckpoint:
     """
 
     meta: dict[str, Any]
-    data: DataState
+    data: LoadedDataState
 
 
 def save_checkpoint(

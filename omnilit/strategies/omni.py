@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from omnilit.checkpoint.data_state import (
     DataState,
+    LoadedDataState,
     capture_random,
     restore_random,
     seed_random,
@@ -153,21 +154,23 @@ class OmniStrategy(ModelParallelStrategy):
             self._resume(checkpoint, loaded.meta, loaded.data)
         return checkpoint
 
-    def _resume(self, checkpoint: dict[str, Any], meta: Mapping[str, Any], data: DataState) -> None:
+    def _resume(
+        self, checkpoint: dict[str, Any], meta: Mapping[str, Any], data: LoadedDataState
+    ) -> None:
         """Put loops, loader and random states where the run was."""
         trainer, topology = self._trainer, self.topology
         step, epoch = meta["position"]["step"], meta["position"]["epoch"]
         datamodule = _datamodule(trainer)
         if isinstance(datamodule, ResumableData):
             # first of all: only the loader knows what is left of the epoch
-            datamodule.load_state_dict(data.loader)
+            datamodule.load_state_dicts(data.loaders)
             position = resume_at(step=step, epoch=epoch, steps=datamodule.epoch_steps)
             checkpoint["loops"] = resume_loops(
                 checkpoint["loops"], position, accumulation=trainer.accumulate_grad_batches
             )
             epoch = position.epoch
         elif datamodule is not None:
-            checkpoint[type(datamodule).__qualname__] = dict(data.loader)
+            checkpoint[type(datamodule).__qualname__] = dict(data.loaders[0])
         checkpoint["epoch"], checkpoint["global_step"] = epoch, step
         if data.random is not None:
             restore_random(data.random, topology.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -19,8 +19,8 @@ class ResumableData(Protocol):
         """Steps of the epoch at hand, at today's ranks, accumulation and limits."""
         ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what `state_dict` gave: one that all ranks share, or one of each rank."""
         ...
 
 

@@ -98,7 +98,7 @@ def test_two_ranks_save_and_any_mesh_goes_on(saved, mesh_shape, tmp_path):
         assert before.keys() == expected.keys()
         assert all(torch.equal(before[name], expected[name]) for name in expected)
         assert [after[n].item() for n in after if n.endswith(".step")] == [4, 4, 4]
-        assert loaded.meta["step"] == loaded.data.loader["window"] == 3
+        assert loaded.meta["step"] == loaded.data.loaders[0]["window"] == 3
         assert loaded.data.random == ({"mine": rank} if num_ranks == 2 else None)
 
 

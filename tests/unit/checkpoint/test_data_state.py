@@ -38,7 +38,7 @@ def test_random_states_go_on_where_they_were_after_a_round_trip(tmp_path):
     assert loaded.random is not None
     restore_random(loaded.random, CPU)
     assert draw() == expected
-    assert loaded.loader == {"window": 7}
+    assert loaded.loaders == ({"window": 7},)
 
 
 def test_another_number_of_ranks_keeps_the_position_and_starts_random_states_anew(
@@ -49,8 +49,20 @@ def test_another_number_of_ranks_keeps_the_position_and_starts_random_states_ane
     state = DataState(loader={"window": 7}, random=capture_random(CPU))
     save_data_state(tmp_path, state, data_rank=0)
     loaded = load_data_state(tmp_path, data_rank=3, data_size=4, saved_data_size=1)
-    assert (loaded.loader, loaded.random) == ({"window": 7}, None)
+    assert (loaded.loaders, loaded.random) == (({"window": 7},), None)
     assert "saved by 1 data ranks, now 4: random states start anew" in caplog.text
+
+
+def test_a_loader_whose_ranks_each_know_a_part_gets_the_entries_of_all(tmp_path):
+    for rank in range(3):
+        state = DataState(loader={"per_rank": True, "mine": rank}, random={"of": rank})
+        save_data_state(tmp_path, state, data_rank=rank)
+    loaded = load_data_state(tmp_path, data_rank=1, data_size=3, saved_data_size=3)
+    assert [loader["mine"] for loader in loaded.loaders] == [0, 1, 2]
+    assert loaded.random == {"of": 1}
+    other = load_data_state(tmp_path, data_rank=1, data_size=2, saved_data_size=3)
+    assert [loader["mine"] for loader in other.loaders] == [0, 1, 2]
+    assert other.random is None
 
 
 def test_seeding_anew_depends_on_seed_step_and_rank():

@@ -79,7 +79,7 @@ def test_a_loaded_run_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(t, expected[n]) for n, t in other.state_dict().items())
     assert other.head.weight is other.embed.weight
     assert (loaded.meta["step"], loaded.meta["score"].item()) == (3, 0.5)
-    assert loaded.data.loader == {"window": 3}
+    assert loaded.data.loaders == ({"window": 3},)
 
 
 def test_a_checkpoint_before_the_first_step_has_no_moments(tmp_path):
