@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 IGNORE: Final = -100  # the label of a token that is not supervised
+TOKENS: Final = "tokens"  # the count of supervised tokens
+WEIGHT: Final = "weight"  # the sum of their weights
+OF_SOURCE: Final = "tokens/"  # with a source's name behind it, the count of its tokens
 
 
 class Origin(NamedTuple):
@@ -44,11 +47,16 @@ class Sample:
         input_ids: Token ids, int32 [T].
         labels: The same ids where supervised, else IGNORE; not shifted; int32 [T].
         origin: The record it came from.
+        weights: How much each label counts, float32 [T]; None where all count 1.
+        pair_start: Where the second of two sequences begins (the rejected answer of a
+            preference pair); positions restart there. None for one sequence.
     """
 
     input_ids: npt.NDArray[np.int32]
     labels: npt.NDArray[np.int32]
     origin: Origin
+    weights: npt.NDArray[np.float32] | None = None
+    pair_start: int | None = None
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -84,9 +92,13 @@ class MicroBatch:
             nothing is trained and at the last token of every segment.
         position_ids: int64 [1, T], restarting at 0 in every segment.
         bounds: Ends of the segments, [0, ..., T]; a list, so no kernel waits for a device.
-        origins: One a segment; empty for a label-free micro-batch that fills a last window.
-        counts: Targets of each loss term in this micro-batch.
+        origins: One a segment of data, none for padding; empty for a label-free micro-batch
+            that fills a last window.
+        counts: Targets of each loss term in this micro-batch: `tokens`; `weight`, the sum of
+            their weights, where the data has any; `tokens/NAME` for each of several sources.
         stamp: The step it belongs to; None in evaluation.
+        weights: float32 [1, T], shifted like the labels; None where every label counts 1.
+        num_padding: Tokens at the end that are no data, in a segment of their own.
     """
 
     input_ids: Tensor
@@ -94,24 +106,32 @@ class MicroBatch:
     position_ids: Tensor
     bounds: list[int]
     origins: tuple[Origin, ...]
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
     stamp: StepStamp | None = None
+    weights: Tensor | None = None
+    num_padding: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Real tokens: 0 for a micro-batch that only fills a window."""
-        return self.bounds[-1] if self.origins else 0
+        return self.bounds[-1] - self.num_padding if self.origins else 0
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
-        names = ("input_ids", "labels", "position_ids")
-        moved = {n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names}
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> MicroBatch:
         """The same micro-batch in page-locked memory; the loader calls it."""
-        names = ("input_ids", "labels", "position_ids")
-        return replace(self, **{n: getattr(self, n).pin_memory() for n in names})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            labels=change(self.labels),
+            position_ids=change(self.position_ids),
+            weights=None if self.weights is None else change(self.weights),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +141,13 @@ class LossTerm:
     Args:
         sum: Sum over this micro-batch's targets, a scalar with gradient.
         count: The name in `MicroBatch.counts` of the targets that it is a mean over.
+        by_token: The loss of each supervised token in order, [R]; what the loss of each data
+            source is read from. None for a term that belongs to no token.
     """
 
     sum: Tensor
     count: str = "tokens"
+    by_token: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +165,8 @@ class StepResult:
         num_tokens: Real tokens of the step on all ranks.
         data_wait_s: Seconds this rank waited for data.
         skipped_steps: Steps skipped for a non-finite norm so far.
+        source_tokens: Supervised tokens of the step by data source, where there are several.
+        source_losses: Mean loss of these tokens, of sources that have any in this step.
     """
 
     step: int
@@ -154,3 +179,5 @@ class StepResult:
     num_tokens: int
     data_wait_s: float
     skipped_steps: int
+    source_tokens: Mapping[str, int] = field(default_factory=dict)
+    source_losses: Mapping[str, float] = field(default_factory=dict)

@@ -138,6 +138,7 @@ class MetricsRecorder(Callback):
             "lr": next(iter(result.lr.values())),
             **{f"lr/{group}": value for group, value in result.lr.items()},
             "tokens": result.tokens,
+            **_by_source(result),
             "tokens_per_second": result.num_tokens / max(step_time_s, 1e-9),
             "step_time_s": step_time_s,
             **largest,
@@ -150,6 +151,16 @@ class MetricsRecorder(Callback):
         ends += [c.finished_at for c in callbacks_of_type(trainer, EvaluationSchedule)]
         ends += [c.finished_at for c in callbacks_of_type(trainer, CheckpointSaver)]
         return max(ends)
+
+
+def _by_source(result: StepResult) -> dict[str, Number]:
+    """Tokens and loss of each data source; a source without a token in the step has no loss."""
+    numbers: dict[str, Number] = {}
+    for name, tokens in result.source_tokens.items():
+        numbers[f"source/{name}/tokens"] = tokens
+        if name in result.source_losses:
+            numbers[f"source/{name}/loss"] = result.source_losses[name]
+    return numbers
 
 
 def newest_numbers(trainer: Trainer) -> dict[str, Number]:

@@ -39,7 +39,7 @@ from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import raise_together, sum_over
 from omnilit.parallel.grad_norm import clip_gradients
 from omnilit.parallel.mesh import Topology
-from omnilit.types import LossTerm, MicroBatch, StepResult, StepStamp
+from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp
 
 log = get_logger(__name__)
 
@@ -240,7 +240,7 @@ class OmniModule(LightningModule):
         self._stamp = stamp
         terms = self.loss_terms(batch)
         self._meter.add(terms, batch)
-        parts = [term.sum / max(stamp.counts[term.count], 1.0) for term in terms.values()]
+        parts = [term.sum / (stamp.counts[term.count] or 1.0) for term in terms.values()]
         # Lightning divides by the number of micro-batches; the step's counts already did
         return torch.stack(parts).sum() * self.trainer.accumulate_grad_batches
 
@@ -282,24 +282,26 @@ class OmniModule(LightningModule):
 
     def _finish_step(self, epoch: int, lr: dict[str, float]) -> StepResult:
         """What the step came to, over all ranks: one all-reduce, one wait for the device."""
-        means, counts = self._meter.read_means(self._sum_over_ranks)
+        totals = self._meter.read_totals(self._sum_over_ranks)
         self._meter.reset()
         stamp = self._stamp
         assert stamp is not None, "a step has at least one micro-batch"
         step = self.trainer.global_step + 1  # Lightning counts it after this hook
-        loss = sum(means.values())
+        loss = sum(totals.means.values())
         self.log("loss", loss, prog_bar=True, logger=False, rank_zero_only=True)
         return StepResult(
             step=step,
             epoch=epoch,
-            losses=means,
+            losses=totals.means,
             loss=loss,
             grad_norm=self._grad_norm,
             lr=lr,
-            tokens=round(counts.get("tokens", 0.0)),
+            tokens=round(totals.counts.get(TOKENS, 0.0)),
             num_tokens=stamp.num_tokens,
             data_wait_s=stamp.data_wait_s,
             skipped_steps=self._skipped_steps,
+            source_tokens=totals.source_tokens,
+            source_losses=totals.source_means,
         )
 
     @override
@@ -332,11 +334,13 @@ class OmniModule(LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        means, _ = self._eval_meter.read_means(self._sum_over_ranks)
+        totals = self._eval_meter.read_totals(self._sum_over_ranks)
+        means = totals.means
         self._eval_meter.reset()
         result = {"eval_loss": sum(means.values())}
         if len(means) > 1:
             result |= {f"eval_{name}": mean for name, mean in means.items()}
+        result |= {f"eval_loss/{name}": mean for name, mean in totals.source_means.items()}
         self.eval_result = result
         self.log_dict(result, logger=False, sync_dist=True)  # equal on all ranks already
 

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from omnilit.types import LossTerm, MicroBatch
+from omnilit.types import IGNORE, OF_SOURCE, LossTerm, MicroBatch
 
 Reduce = Callable[[Mapping[str, float]], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was added up, over all ranks.
+
+    Args:
+        means: Each loss term's mean over its targets.
+        counts: Targets of each kind.
+        source_means: Mean loss of the tokens of each data source, where there are several and
+            the source has any.
+    """
+
+    means: dict[str, float]
+    counts: dict[str, float]
+    source_means: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def source_tokens(self) -> dict[str, int]:
+        """Supervised tokens of each data source, where there are several."""
+        return {name: round(self.counts[OF_SOURCE + name]) for name in source_names(self.counts)}
 
 
 class TermMeter:
@@ -24,11 +46,15 @@ class TermMeter:
     def add(self, terms: Mapping[str, LossTerm], batch: MicroBatch) -> None:
         """Add the terms of one micro-batch and its counts of targets."""
         for name, term in terms.items():
-            value = term.sum.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._add(f"sum/{name}", term.sum.detach())
             self._count_names[name] = term.count
         for name, count in batch.counts.items():
             self._counts[name] += count
+        names = source_names(batch.counts)
+        losses = next((t.by_token for t in terms.values() if t.by_token is not None), None)
+        if names and losses is not None:
+            for name, value in zip(names, sum_by_source(losses, batch, names), strict=True):
+                self._add(f"source/{name}", value)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -36,19 +62,57 @@ class TermMeter:
         self._count_names.clear()
         self._counts.clear()
 
-    def read_means(self, reduce: Reduce) -> tuple[dict[str, float], dict[str, float]]:
-        """Each term's mean over its targets on all ranks, and the counts of targets.
+    def read_totals(self, reduce: Reduce) -> Totals:
+        """Means and counts over all ranks.
 
         Args:
             reduce: Sums values over ranks; every rank calls with the same names.
         """
         sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []
-        values = {f"sum/{name}": s for name, s in zip(self._sums, sums, strict=True)}
+        values = dict(zip(self._sums, sums, strict=True))
         values |= {f"count/{name}": count for name, count in self._counts.items()}
         total = reduce(values)
         counts = {name: total[f"count/{name}"] for name in self._counts}
         means = {
-            name: total[f"sum/{name}"] / max(counts[self._count_names[name]], 1.0)
-            for name in self._sums
+            name: total[f"sum/{name}"] / (counts[count] or 1.0)
+            for name, count in self._count_names.items()
         }
-        return means, counts
+        source_means = {
+            name: total[f"source/{name}"] / counts[OF_SOURCE + name]
+            for name in source_names(counts)
+            if f"source/{name}" in total and counts[OF_SOURCE + name]
+        }
+        return Totals(means, counts, source_means)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.double()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+def source_names(counts: Mapping[str, float]) -> list[str]:
+    """The data sources that counts are kept of."""
+    return [name.removeprefix(OF_SOURCE) for name in counts if name.startswith(OF_SOURCE)]
+
+
+def sum_by_source(losses: Tensor, batch: MicroBatch, names: list[str]) -> Tensor:
+    """The losses of a micro-batch's tokens, added up for each data source.
+
+    Args:
+        losses: Of its R supervised tokens in order, [R].
+        batch: Says where the segment of each record ends and which source it is from.
+        names: The sources.
+
+    Returns:
+        One sum a source, float64 [len(names)].
+    """
+    device = losses.device
+    place = {name: index for index, name in enumerate(names)}
+    # padding, and what fills a window, has no origin and no label
+    of_segment = [place[origin.source] for origin in batch.origins]
+    of_segment += [0] * (len(batch.bounds) - 1 - len(of_segment))
+    positions = (batch.labels[0] != IGNORE).nonzero()[:, 0]
+    ends = torch.tensor(batch.bounds[1:], device=device)
+    segments = torch.bucketize(positions, ends, right=True)
+    sources = torch.tensor(of_segment, device=device)[segments]
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    return sums.index_add(0, sources, losses.double())

@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from omnilit.losses.lm import lm_terms
 from omnilit.modules.base import OmniModule
-from omnilit.types import LossTerm, MicroBatch
+from omnilit.types import IGNORE, LossTerm, MicroBatch
 
 
 class SFTModule(OmniModule):
@@ -19,8 +19,10 @@ class SFTModule(OmniModule):
     @override
     def loss_terms(self, batch: MicroBatch) -> dict[str, LossTerm]:
         output = self.assembled.forward(batch)
+        weights = batch.weights
         return lm_terms(
             output.token_losses,
+            weights=None if weights is None else weights[batch.labels != IGNORE],
             aux_loss=output.aux_loss,
             aux_coefficient=output.aux_coefficient,
         )

@@ -3,7 +3,6 @@ import pytest
 from omnilit.config import (
     AcceleratorConfig,
     CheckpointConfig,
-    DataloaderConfig,
     GradientCheckpointingConfig,
     TrainingArguments,
 )
@@ -17,7 +16,6 @@ from omnilit.modules import (
     SFTModule,
     VLMModule,
 )
-from omnilit.modules.meter import TermMeter
 
 
 def refused(**train):
@@ -66,14 +64,8 @@ def test_the_tokenizer_lies_beside_the_configuration_by_default(tmp_path, is_fil
     assert SFTModule(config_path=str(path)).tokenizer_path == str(tmp_path)
 
 
-def test_an_empty_meter_reads_nothing():
-    assert TermMeter().read_means(dict) == ({}, {})
-
-
 def test_the_data_modules_later_arguments_are_refused_in_python_too():
     with pytest.raises(ConfigError) as caught:
-        OmniDataModule(train_path="unused", datasets_type="iterable", silent_exception=True)
+        OmniDataModule(train_path="unused", data_type="dpo", mm_configs={"a": 1})
     found = {problem.key for problem in caught.value.problems}
-    assert found == {"data.datasets_type", "data.silent_exception"}
-    with pytest.raises(ConfigError, match=r"data\.dataloader\.type"):
-        OmniDataModule(train_path="unused", dataloader=DataloaderConfig(type="mine"))
+    assert found == {"data.data_type", "data.mm_configs"}
