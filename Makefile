@@ -7,7 +7,7 @@ DEMO := demo_output
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: setup demo format lint types arch unit dist check test invariant coverage audit clean
+.PHONY: setup demo format lint types arch unit dist check test invariant bench coverage audit clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,10 @@ test: setup
 
 invariant: setup
 	PYTHONPATH=. $(PYTEST) -m slow -s tests/invariant
+
+bench: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/data_vs_trl.py
 
 coverage: setup
 	$(BIN)/coverage erase

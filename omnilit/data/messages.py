@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omnilit.errors import DataError
 from omnilit.types import Record
 
 ASSISTANT = "assistant"
-LATER_FIELDS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 class Turn(NamedTuple):
@@ -18,33 +20,37 @@ class Turn(NamedTuple):
     Args:
         role: Who speaks, such as `user`.
         content: What is said.
-        is_trained: True where the model learns to say it: by default the assistant's turns.
+        weight: How much the model learns to say it: by default 1 for the assistant's turns.
+        reasoning: What was thought before it was said.
+        tool_calls: In the form of OpenAI: type, function with name and arguments, id.
+        name: Of the tool or person that speaks.
+        tool_call_id: The call that a tool answers.
     """
 
     role: str
     content: str
-    is_trained: bool
+    weight: float
+    reasoning: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model learns to say it."""
+        return self.weight > 0
+
+
+class Conversation(NamedTuple):
+    """Turns, and the tools that may be called in them."""
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def refuse(record: Record, problem: str, fix: str) -> DataError:
     """An error that names the record's file and line."""
     return DataError(problem=problem, fix=fix, file=record.origin.file, row=record.origin.row)
-
-
-def get_field(record: Record, text_key: str) -> object:
-    """The field of the record that holds its text or messages.
-
-    Raises:
-        DataError: The record lacks it; says which fields it has.
-    """
-    if text_key in record.fields:
-        return record.fields[text_key]
-    has = ", ".join(map(repr, record.fields)) or "none"
-    raise refuse(
-        record,
-        f"the record has no field {text_key!r}; its fields are: {has}",
-        "set data.text_keys to the field that holds the text or messages",
-    )
 
 
 def check_text(record: Record, text: object, what: str) -> str:
@@ -54,7 +60,9 @@ def check_text(record: Record, text: object, what: str) -> str:
         DataError: It is something else, or holds half of a surrogate pair.
     """
     if not isinstance(text, str):
-        raise refuse(record, f"{what} is {_kind(text)}, not a string", "write it as a string")
+        raise refuse(record, f"{what} is {kind_of(text)}, not a string", "write it as a string")
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -66,53 +74,113 @@ def check_text(record: Record, text: object, what: str) -> str:
     return text
 
 
-def read_turns(record: Record, text_key: str) -> list[Turn]:
-    """The messages of a record, each with whether it is trained.
+def read_messages(record: Record, messages: object, *, what: str) -> tuple[Turn, ...]:
+    """The turns that a list of messages says.
 
     A message is an object with `role` and `content` (a string, or a list of parts of type
-    `text`), and optionally `loss_mask`, 0 or 1, which says whether it is trained.
+    `text`), and optionally `tool_calls`, `reasoning_content`, `name`, `tool_call_id`, and
+    `loss_mask` (0 or 1) or `weight` (a number), which say how much it is trained.
+
+    Args:
+        record: For messages.
+        messages: The list, or its JSON.
+        what: How to call it in messages.
 
     Raises:
-        DataError: A message is malformed, uses what is not available yet, or the assistant
-            never speaks.
+        DataError: One of them is malformed.
     """
-    messages = get_field(record, text_key)
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        messages = parse_json(record, messages, what)
     if not isinstance(messages, list):
         raise refuse(
             record,
-            f"the field {text_key!r} is {_kind(messages)}, not a list of messages",
+            f"{what} is {kind_of(messages)}, not a list of messages",
             'write it as [{"role": "user", "content": "..."}, ...]',
         )
-    if record.fields.get("tools"):
-        raise refuse(record, "'tools' is not available yet", "leave it out")
-    turns = [_read_turn(record, i, message) for i, message in enumerate(messages, start=1)]
-    if all(turn.role != ASSISTANT for turn in turns):
-        roles = ", ".join(turn.role for turn in turns) or "no message"
-        raise refuse(
-            record,
-            f"the conversation has no assistant message (roles: {roles})",
-            "add one, or remove the record",
-        )
-    return turns
+    return tuple(_read_turn(record, i, message) for i, message in enumerate(messages, start=1))
+
+
+def read_tools(record: Record) -> tuple[Mapping[str, Any], ...]:
+    """The tools of a record: a list of objects, or its JSON; none where the field is missing.
+
+    Raises:
+        DataError: It is something else.
+    """
+    tools = record.fields.get("tools")
+    if not tools:
+        return ()
+    if isinstance(tools, str):
+        tools = parse_json(record, tools, "'tools'")
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise refuse(record, "'tools' is not a list of objects", "give a list of JSON schemas")
+    return tuple(tools)
+
+
+def check_trained(record: Record, conversation: Conversation) -> Conversation:
+    """The conversation, when there is something to train in it.
+
+    Raises:
+        DataError: The assistant never speaks, or every message has the weight 0.
+    """
+    if any(turn.weight > 0 for turn in conversation.turns):
+        return conversation
+    roles = [turn.role for turn in conversation.turns]
+    if ASSISTANT in roles:
+        problem, fix = "no message is trained: all have the weight 0", "give one a weight"
+    else:
+        shown = ", ".join(roles) or "no message"
+        problem, fix = f"the conversation has no assistant message (roles: {shown})", "add one"
+    raise refuse(record, problem, f"{fix}, or remove the record")
+
+
+def parse_json(record: Record, text: str, what: str) -> object:
+    """What a field that holds JSON says.
+
+    Raises:
+        DataError: It is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refuse(record, f"{what} is not JSON ({error})", "write a list") from error
+
+
+def kind_of(value: object) -> str:
+    """The kind of a value, for messages."""
+    return "null" if value is None else f"a {type(value).__name__}"
 
 
 def _read_turn(record: Record, number: int, message: object) -> Turn:
-    what = f"message {number}"
     if not isinstance(message, Mapping):
-        raise refuse(
-            record, f"{what} is {_kind(message)}, not an object", "give it role and content"
-        )
+        problem = f"message {number} is {kind_of(message)}, not an object"
+        raise refuse(record, problem, "give it role and content")
+    role, content = message.get("role"), message.get("content")
+    if isinstance(role, str) and isinstance(content, str) and len(message) == 2:
+        if not (role.isascii() and content.isascii()):
+            check_text(record, role, f"the role of message {number}")
+            check_text(record, content, f"the content of message {number}")
+        return Turn(role, content, 1.0 if role == ASSISTANT else 0.0)
+    return _read_full(record, f"message {number}", message)
+
+
+def _read_full(record: Record, what: str, message: Mapping[str, Any]) -> Turn:
+    calls = _read_calls(record, what, message.get("tool_calls"))
+    content = message.get("content")
     for name in ("role", "content"):
-        if message.get(name) is None and not (name == "content" and message.get("tool_calls")):
+        if message.get(name) is None and not (name == "content" and calls):
             raise refuse(record, f"{what} has no {name!r}", "give it role and content")
-    for name in LATER_FIELDS:
-        if message.get(name):
-            raise refuse(record, f"{what}: {name!r} is not available yet", "leave it out")
     role = check_text(record, message["role"], f"the role of {what}")
-    content = check_text(
-        record, _join_parts(record, what, message["content"]), f"the content of {what}"
+    thought = next((message[name] for name in REASONING if message.get(name)), "")
+    joined = "" if content is None else _join_parts(record, what, content)
+    return Turn(
+        role,
+        check_text(record, joined, f"the content of {what}"),
+        _read_weight(record, what, message, role),
+        check_text(record, thought, f"the reasoning of {what}"),
+        calls,
+        check_text(record, message.get("name") or "", f"the name of {what}"),
+        check_text(record, message.get("tool_call_id") or "", f"the tool_call_id of {what}"),
     )
-    return Turn(role, content, _is_trained(record, what, message, role))
 
 
 def _join_parts(record: Record, what: str, content: object) -> object:
@@ -121,7 +189,7 @@ def _join_parts(record: Record, what: str, content: object) -> object:
     texts: list[str] = []
     for part in content:
         if not isinstance(part, Mapping) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+            kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
             raise refuse(
                 record,
                 f"{what} has a part of type {kind!r}, which is not available yet",
@@ -131,14 +199,45 @@ def _join_parts(record: Record, what: str, content: object) -> object:
     return "".join(texts)
 
 
-def _is_trained(record: Record, what: str, message: Mapping[str, object], role: str) -> bool:
-    given = message.get("loss_mask")
-    if given is None:
-        return role == ASSISTANT
-    if given not in (0, 1):
-        raise refuse(record, f"{what} has loss_mask {given!r}", "use 0 or 1")
-    return bool(given)
+def _read_calls(record: Record, what: str, calls: object) -> tuple[Mapping[str, Any], ...]:
+    if not calls:
+        return ()
+    fix = 'write it as [{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
+    if isinstance(calls, str):
+        calls = parse_json(record, calls, f"the tool_calls of {what}")
+    if not isinstance(calls, list):
+        raise refuse(record, f"the tool_calls of {what} is {kind_of(calls)}, not a list", fix)
+    return tuple(_read_call(record, what, call, fix) for call in calls)
 
 
-def _kind(value: object) -> str:
-    return "null" if value is None else f"a {type(value).__name__}"
+def _read_call(record: Record, what: str, call: object, fix: str) -> Mapping[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise refuse(record, f"{what} has a tool call without a function's name", fix)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        # templates write an object; what is no JSON stays the text that the model said
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = function["arguments"]
+    assert isinstance(call, Mapping)
+    extra = {"id": call["id"]} if call.get("id") else {}
+    named = {"name": function["name"], "arguments": arguments}
+    return {"type": "function", "function": named, **extra}
+
+
+def _read_weight(record: Record, what: str, message: Mapping[str, Any], role: str) -> float:
+    given = [message[name] for name in ("loss_mask", "weight") if message.get(name) is not None]
+    if not given:
+        return 1.0 if role == ASSISTANT else 0.0
+    mask = message.get("loss_mask")
+    if mask is not None and mask not in (0, 1):
+        raise refuse(record, f"{what} has loss_mask {mask!r}", "use 0 or 1")
+    weight = given[-1]
+    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+        raise refuse(record, f"{what} has weight {weight!r}", "use a number of at least 0")
+    if len(given) == 2 and bool(given[0]) != bool(given[1]):
+        problem = f"{what} has loss_mask {given[0]!r} and weight {given[1]!r}"
+        raise refuse(record, problem, "give one of the two")
+    return float(weight)

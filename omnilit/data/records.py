@@ -1,0 +1,261 @@
+"""What a record says, whichever of the known forms it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from omnilit.data.messages import (
+    ASSISTANT,
+    Conversation,
+    Turn,
+    check_text,
+    check_trained,
+    read_messages,
+    read_tools,
+    refuse,
+)
+from omnilit.types import Record
+
+TEXT: Final = ("content_split", "text", "content")
+MEDIA: Final = ("image", "images", "video", "videos", "latents")
+# The fields of every known form, by type of data
+SCHEMAS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+    "plaintext": tuple((name,) for name in TEXT),
+    "conversation": (
+        ("messages",),
+        ("conversations",),
+        ("instruction", "output"),
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("question", "answer"),
+    ),
+    "classification": (("text", "label"),),
+    "dpo": (("chosen", "rejected"), ("prompt", "chosen", "rejected")),
+    "diffusion": tuple(("prompt", name) for name in MEDIA),
+}
+SPEAKERS: Final = {
+    "human": "user",
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "bing": ASSISTANT,
+    "bard": ASSISTANT,
+    "model": ASSISTANT,
+    "function": "tool",
+    "observation": "tool",
+    "function_call": ASSISTANT,
+}
+
+
+class LabelledText(NamedTuple):
+    """A text and the number of its class."""
+
+    text: str
+    label: int
+
+
+class PreferencePair(NamedTuple):
+    """Two conversations with the same beginning, of which only the last answer is trained."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+def to_conversation(record: Record, text_keys: Sequence[str] | None) -> Conversation:
+    """The conversation of a record: messages, ShareGPT, Alpaca, or prompt and completion.
+
+    Args:
+        record: Its fields say which form it has.
+        text_keys: Fields that hold messages or a text to answer; the first one there counts.
+
+    Raises:
+        DataError: No form fits, or something in it is malformed, or nothing is trained.
+    """
+    if text_keys is not None:
+        key = _first_key(record, text_keys)
+        return _trained(record, _read_list(record, record.fields[key], key))
+    for names, read in READERS:
+        if all(record.fields.get(name) is not None for name in names):
+            return _trained(record, read(record))
+    raise undetected(record, "conversation")
+
+
+def to_text(record: Record, text_keys: Sequence[str] | None) -> str:
+    """The text of a record of plain text.
+
+    Raises:
+        DataError: There is none, or it is no string.
+    """
+    key = _key_of(record, text_keys, TEXT, "plaintext")
+    return check_text(record, record.fields[key], f"the field {key!r}")
+
+
+def to_labelled(record: Record, text_keys: Sequence[str] | None) -> LabelledText:
+    """Text and class of a record.
+
+    Raises:
+        DataError: One is missing, or the label is no whole number of at least 0.
+    """
+    key = _key_of(record, text_keys, ("text",), "classification")
+    text = check_text(record, record.fields[key], f"the field {key!r}")
+    label = record.fields.get("label")
+    if label is None:
+        has = _show(record.fields)
+        raise refuse(record, f"the record has no 'label'; its fields are: {has}", "give it one")
+    if isinstance(label, str) and label.strip().isdecimal():
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+        fix = "give the number of the class, 0 or more"
+        raise refuse(record, f"the label is {label!r}, not the number of a class", fix)
+    return LabelledText(text, label)
+
+
+def to_pair(record: Record, text_keys: Sequence[str] | None) -> PreferencePair:
+    """The preference pair of a record: messages, or texts with a prompt.
+
+    Raises:
+        DataError: A field is missing or malformed, or the two answers are equal.
+    """
+    key = _key_of(record, text_keys, ("chosen",), "dpo")
+    if record.fields.get("rejected") is None:
+        raise undetected(record, "dpo")
+    pair = PreferencePair(_side(record, key), _side(record, "rejected"))
+    if pair.chosen.turns == pair.rejected.turns:
+        raise refuse(record, "'chosen' and 'rejected' are equal", "remove the record")
+    return pair
+
+
+def check_diffusion(record: Record) -> None:
+    """See that a record has a prompt and something to make of it.
+
+    Raises:
+        DataError: It lacks one, or the prompt is no string.
+    """
+    key = next((name for name in ("prompt", "text") if name in record.fields), None)
+    if key is None or all(record.fields.get(name) is None for name in MEDIA):
+        raise undetected(record, "diffusion")
+    check_text(record, record.fields[key], f"the field {key!r}")
+
+
+def undetected(record: Record, data_type: str) -> Exception:
+    """An error that shows the fields of a record and the forms that are known."""
+    known = "; ".join(" + ".join(names) for names in SCHEMAS[data_type])
+    others = [
+        kind
+        for kind, forms in SCHEMAS.items()
+        if kind != data_type and any(set(names) <= set(record.fields) for names in forms)
+    ]
+    hint = f" They fit data.data_type: {' or '.join(others)}." if others else ""
+    return refuse(
+        record,
+        f"the record is none of data_type: {data_type}; its fields are: {_show(record.fields)}."
+        f"{hint} Known are: {known}",
+        "name the field in data.text_keys, or rename the fields",
+    )
+
+
+def _first_key(record: Record, names: Sequence[str]) -> str:
+    key = next((name for name in names if record.fields.get(name) is not None), None)
+    if key is None:
+        wanted = " or ".join(map(repr, names))
+        raise refuse(
+            record,
+            f"the record has no field {wanted}; its fields are: {_show(record.fields)}",
+            "set data.text_keys to the field that holds the text or messages",
+        )
+    return key
+
+
+def _key_of(
+    record: Record, text_keys: Sequence[str] | None, own: Sequence[str], data_type: str
+) -> str:
+    if text_keys is not None:
+        return _first_key(record, text_keys)
+    if all(record.fields.get(name) is None for name in own):
+        raise undetected(record, data_type)
+    return _first_key(record, own)
+
+
+def _trained(record: Record, turns: tuple[Turn, ...]) -> Conversation:
+    return check_trained(record, Conversation(turns, read_tools(record)))
+
+
+def _read_list(record: Record, value: Any, key: str) -> tuple[Turn, ...]:
+    """Messages in either spelling: role and content, or from and value."""
+    is_list = isinstance(value, list) and bool(value)
+    if is_list and isinstance(value[0], Mapping) and "from" in value[0]:
+        value = [_from_sharegpt(message) for message in value]
+    return read_messages(record, value, what=f"the field {key!r}")
+
+
+def _from_sharegpt(message: object) -> object:
+    if not isinstance(message, Mapping):
+        return message
+    extra = {k: v for k, v in message.items() if k not in ("from", "value")}
+    speaker = message.get("from")
+    role = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    if speaker == "function_call":
+        return {"role": role, "content": None, "tool_calls": f"[{message.get('value')}]", **extra}
+    return {"role": role, "content": message.get("value"), **extra}
+
+
+def _read_sharegpt(record: Record) -> tuple[Turn, ...]:
+    turns = _read_list(record, record.fields["conversations"], "conversations")
+    return _system(record) + turns
+
+
+def _read_alpaca(record: Record) -> tuple[Turn, ...]:
+    question = check_text(record, record.fields["instruction"], "the instruction")
+    if extra := check_text(record, record.fields.get("input") or "", "the input"):
+        question = f"{question}\n\n{extra}"
+    answer = check_text(record, record.fields["output"], "the output")
+    return (*_system(record), Turn("user", question, 0.0), Turn(ASSISTANT, answer, 1.0))
+
+
+def _read_answered(question: str, answer: str) -> Callable[[Record], tuple[Turn, ...]]:
+    def read(record: Record) -> tuple[Turn, ...]:
+        asked = _as_turns(record, question, "user")
+        said = _as_turns(record, answer, ASSISTANT)
+        return _system(record) + tuple(t._replace(weight=0.0) for t in asked) + said
+
+    return read
+
+
+def _as_turns(record: Record, key: str, role: str) -> tuple[Turn, ...]:
+    """A field that is one turn's text, or a list of messages."""
+    value: Any = record.fields[key]
+    if isinstance(value, list):
+        return _read_list(record, value, key)
+    weight = 1.0 if role == ASSISTANT else 0.0
+    return (Turn(role, check_text(record, value, f"the field {key!r}"), weight),)
+
+
+def _system(record: Record) -> tuple[Turn, ...]:
+    text = record.fields.get("system")
+    return (Turn("system", check_text(record, text, "the system prompt"), 0.0),) if text else ()
+
+
+def _side(record: Record, key: str) -> Conversation:
+    """One answer behind what comes before it, which is not trained."""
+    turns = _as_turns(record, key, ASSISTANT)
+    if record.fields.get("prompt") is not None:
+        turns = _as_turns(record, "prompt", "user") + turns
+    if not turns or turns[-1].role != ASSISTANT:
+        problem = f"{key!r} does not end with an assistant message"
+        raise refuse(record, problem, "end it with the answer")
+    context = (*_system(record), *(turn._replace(weight=0.0) for turn in turns[:-1]))
+    return Conversation((*context, turns[-1]._replace(weight=1.0)), read_tools(record))
+
+
+def _show(fields: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, fields)) or "none"
+
+
+READERS: Final[tuple[tuple[tuple[str, ...], Callable[[Record], tuple[Turn, ...]]], ...]] = (
+    (("messages",), lambda r: _read_list(r, r.fields["messages"], "messages")),
+    (("conversations",), _read_sharegpt),
+    (("instruction", "output"), _read_alpaca),
+    (("prompt", "completion"), _read_answered("prompt", "completion")),
+    (("prompt", "response"), _read_answered("prompt", "response")),
+    (("question", "answer"), _read_answered("question", "answer")),
+)
