@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from omnilit.data.labels import label_spans
 from omnilit.data.messages import refuse
@@ -27,10 +27,12 @@ class Tokens(NamedTuple):
     Args:
         ids: int32 [T].
         is_label: True where the token is trained; bool [T].
+        weights: How much each label counts, float32 [T]; None where all count 1.
     """
 
     ids: npt.NDArray[np.int32]
     is_label: npt.NDArray[np.bool_]
+    weights: npt.NDArray[np.float32] | None = None
 
 
 class Extents(NamedTuple):
@@ -42,15 +44,13 @@ class Extents(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A tokenizer, and a copy of what it wraps whose offsets are exact.
+    """A copy of the Rust part of a tokenizer, whose offsets are exact.
 
     Args:
-        tokenizer: Decodes.
-        backend: Encodes; the tokenizer's own Rust part without its post-processor, which may
-            trim white space off the offsets, and without truncation.
+        backend: Without the post-processor, which may trim white space off the offsets, and
+            without truncation.
     """
 
-    tokenizer: PreTrainedTokenizerBase
     backend: Tokenizer
 
     @classmethod
@@ -64,11 +64,11 @@ class Encoder:
         backend.post_processor = None
         backend.no_truncation()
         backend.no_padding()
-        return cls(tokenizer, backend)
+        return cls(backend)
 
     def decode(self, ids: npt.NDArray[np.int32]) -> str:
-        """The text of `ids`, special tokens included."""
-        return decode(self.tokenizer, ids)
+        """The text of `ids`, special tokens included and white space as it is."""
+        return self.backend.decode(ids.tolist(), skip_special_tokens=False)
 
 
 def get_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -87,26 +87,16 @@ def get_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: npt.NDArray[np.int32]) -> str:
-    """The text of `ids`, special tokens included and white space as it is."""
-    text = tokenizer.decode(
-        ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    assert isinstance(text, str)
-    return text
+def encode_ids(encoder: Encoder, texts: list[str]) -> list[npt.NDArray[np.int32]]:
+    """Tokenise a batch of texts without special tokens of the tokenizer's own."""
+    encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def encode_texts(encoder: Encoder, texts: list[str]) -> list[tuple[npt.NDArray[np.int32], Extents]]:
-    """Tokenise a batch of texts without special tokens of the tokenizer's own."""
-    found = []
-    for encoding in encoder.backend.encode_batch(texts, add_special_tokens=False):
-        offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        end = np.maximum.accumulate(offsets[:, 1])
-        # Bytes of one character share its offsets; what a normalizer drops leaves a gap, which
-        # goes to the token behind it.
-        begin = np.minimum(offsets[:, 0], np.concatenate([[0], end[:-1]])[: len(end)])
-        found.append((np.asarray(encoding.ids, dtype=np.int32), Extents(begin, end)))
-    return found
+    """As `encode_ids`, with the characters of each token."""
+    encodings = encoder.backend.encode_batch(texts, add_special_tokens=False)
+    return [(np.asarray(found.ids, dtype=np.int32), _extents(found)) for found in encodings]
 
 
 def encode_rendered(
@@ -123,28 +113,84 @@ def encode_rendered(
     Raises:
         DataError: A token holds both header and words, and the text cannot be cut there.
     """
-    encoded = encode_texts(encoder, [r.text for r in rendered])
+    texts = [one.text for one in rendered]
+    encodings = encoder.backend.encode_batch(texts, add_special_tokens=False)
     tokens: list[Tokens] = []
-    for (ids, extents), one, record in zip(encoded, rendered, records, strict=True):
-        edges = sorted(edge for span in one.spans for edge in span)
-        if _crossing(extents, edges).any():
-            tokens.append(_encode_cut(encoder, one, Tokens(ids, _inside(extents, one)), record))
-        else:
-            tokens.append(Tokens(ids, _inside(extents, one)))
+    for encoding, one, record in zip(encodings, rendered, records, strict=True):
+        found = _mark_by_edges(encoding, one)
+        if found is None:
+            found = _mark_by_extents(encoder, encoding, one, record)
+        tokens.append(found)
     return tokens
+
+
+def _mark_by_edges(encoding: Encoding, rendered: Rendered) -> Tokens | None:
+    """Ask for the tokens at the edges of the spans only; None where an edge is inside a token."""
+    ids = np.asarray(encoding.ids, dtype=np.int32)
+    is_label = np.zeros(len(ids), dtype=np.bool_)
+    weights = None
+    if any(weight != 1 for weight in rendered.weights):
+        weights = np.ones(len(ids), np.float32)
+    for (start, end), weight in zip(rendered.spans, rendered.weights, strict=True):
+        first = _token_at(encoding, start)
+        last = len(ids) if end == len(rendered.text) else _token_at(encoding, end)
+        if first is None or last is None:
+            return None
+        is_label[first:last] = True
+        if weights is not None:
+            weights[first:last] = weight
+    return Tokens(ids, is_label, weights)
+
+
+def _token_at(encoding: Encoding, char: int) -> int | None:
+    """The first token of the character at `char`, where a token begins there."""
+    index = encoding.char_to_token(char)
+    if index is None:
+        return None
+    extent = encoding.token_to_chars(index)
+    return index if extent is not None and extent[0] == char else None
+
+
+def _mark_by_extents(
+    encoder: Encoder, encoding: Encoding, rendered: Rendered, record: Record
+) -> Tokens:
+    ids, extents = np.asarray(encoding.ids, dtype=np.int32), _extents(encoding)
+    edges = sorted(edge for span in rendered.spans for edge in span)
+    whole = Tokens(ids, _inside(extents, rendered), _weigh(extents, rendered))
+    if _crossing(extents, edges).any():
+        return _encode_cut(encoder, rendered, whole, record)
+    return whole
+
+
+def _extents(encoding: Encoding) -> Extents:
+    offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    end = np.maximum.accumulate(offsets[:, 1])
+    # Bytes of one character share its offsets; what a normalizer drops leaves a gap, which
+    # goes to the token behind it.
+    begin = np.minimum(offsets[:, 0], np.concatenate([[0], end[:-1]])[: len(end)])
+    return Extents(begin, end)
+
+
+def _weigh(extents: Extents, rendered: Rendered) -> npt.NDArray[np.float32] | None:
+    if all(weight == 1 for weight in rendered.weights):
+        return None
+    weights = np.ones(len(extents.begin), np.float32)
+    for (start, end), weight in zip(rendered.spans, rendered.weights, strict=True):
+        weights[(extents.end > start) & (extents.begin < end)] = weight
+    return weights
 
 
 def to_sample(tokens: Tokens, record: Record) -> Sample:
     """The sample of a tokenised record: its labels are its ids where they are trained."""
     labels = np.where(tokens.is_label, tokens.ids, np.int32(IGNORE))
-    return Sample(tokens.ids, labels, record.origin)
+    return Sample(tokens.ids, labels, record.origin, tokens.weights)
 
 
-def decode_spans(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+def decode_spans(sample: Sample, encoder: Encoder) -> list[tuple[str, bool]]:
     """A sample as text, in pieces, each with whether it is trained; what is shown at start."""
     edges = sorted({0, len(sample), *(e for span in label_spans(sample.labels) for e in span)})
     return [
-        (decode(tokenizer, sample.input_ids[a:b]), bool(sample.labels[a] != IGNORE))
+        (encoder.decode(sample.input_ids[a:b]), bool(sample.labels[a] != IGNORE))
         for a, b in pairwise(edges)
     ]
 
@@ -190,7 +236,16 @@ def _encode_cut(encoder: Encoder, rendered: Rendered, whole: Tokens, record: Rec
         np.full(len(piece), a in starts)
         for (piece, _), (a, _) in zip(pieces, pairwise(edges), strict=True)
     ]
-    return Tokens(ids, np.concatenate(is_label))
+    weights = None
+    if whole.weights is not None:
+        of_start = {span[0]: w for span, w in zip(rendered.spans, rendered.weights, strict=True)}
+        weights = np.concatenate(
+            [
+                np.full(len(piece), of_start.get(a, 1.0), np.float32)
+                for (piece, _), (a, _) in zip(pieces, pairwise(edges), strict=True)
+            ]
+        )
+    return Tokens(ids, np.concatenate(is_label), weights)
 
 
 def _widen(encoder: Encoder, rendered: Rendered, whole: Tokens, record: Record) -> Tokens:
@@ -208,4 +263,4 @@ def _widen(encoder: Encoder, rendered: Rendered, whole: Tokens, record: Record) 
                     "use a chat template that sets them apart, or data.chat_template: plain",
                 )
             is_label[index] = True
-    return Tokens(whole.ids, is_label)
+    return Tokens(whole.ids, is_label, whole.weights)

@@ -5,26 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from omnilit.data.messages import ASSISTANT, Turn, refuse
+from omnilit.data import template_texts
+from omnilit.data.messages import ASSISTANT, REASONING, Conversation, Turn, refuse
+from omnilit.data.spans import Writer, ends_bare, find_by_prefix, find_by_sentinel
 from omnilit.errors import ConfigError, DataError, suggest
 from omnilit.types import Record
 
 if TYPE_CHECKING:  # workers import this package, and need no tokenizer
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATES: Final = ("default", "plain", "tokenizer")
-
-# "User: ...<eos>\nAssistant: ...<eos>\n", the reference's own rendering for any tokenizer.
-PLAIN: Final = (
-    "{% for message in messages %}{{ message['role'] | capitalize + ': ' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + eos_token }}{% endif %}"
-    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-)
+TEMPLATES: Final = ("default", "plain", "tokenizer", "chatml", "llama2", "gpt_oss")
+FILES: Final = (".jinja", ".jinja2", ".j2")
+# Of the templates that come with omnilit: their text, and the tokens that it writes
+BUILT_IN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "plain": (template_texts.PLAIN, ()),
+    "chatml": (template_texts.CHATML, ("<|im_start|>", "<|im_end|>")),
+    "llama2": (template_texts.LLAMA2, ()),
+    "gpt_oss": (
+        template_texts.GPT_OSS,
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"),
+    ),
+}
+NEEDS_END: Final = ("plain", "llama2")  # those that write the tokenizer's eos_token
 GENERATION: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
+KEY: Final = "data.chat_template"
 
 
 class Rendered(NamedTuple):
@@ -34,10 +41,12 @@ class Rendered(NamedTuple):
         text: All of it.
         spans: Character ranges [start, end) that are trained, ascending and apart: a turn's
             words and its end token, never its header.
+        weights: How much each of them counts.
     """
 
     text: str
     spans: list[tuple[int, int]]
+    weights: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,48 +54,60 @@ class ChatTemplate:
     """A jinja template bound to the special tokens that it may name.
 
     Args:
-        name: `plain` or `tokenizer`.
+        name: One of `TEMPLATES`, or a file.
         jinja: Its source; what `save_pretrained` should write beside a model trained with it.
         special_tokens: Names such as `eos_token` and their texts.
+        end_tokens: Texts of all special tokens, one of which ends a turn.
     """
 
     name: str
     jinja: str
     special_tokens: Mapping[str, str]
+    end_tokens: tuple[str, ...] = ()
 
     @property
     def has_generation(self) -> bool:
         """True where the template itself marks what the assistant says."""
         return GENERATION.search(self.jinja) is not None
 
-    def render(self, turns: Sequence[Turn], record: Record) -> Rendered:
+    def render(self, conversation: Conversation, record: Record) -> Rendered:
         """Write a conversation and find what is trained in it.
 
         Where the template has `{% generation %}`, that says it. Else the text of a trained turn
         is what a rendering that ends after the turn adds to one that ends before it, the
-        generation prompt included; the same is done for a user's turn with `loss_mask` 1.
+        generation prompt included; the same is done for a user's turn with a weight. Where the
+        template rewrites a turn when others follow it, such as by leaving out thoughts, the turn
+        is found in the whole text by writing other words in its place.
 
         Raises:
-            DataError: The template refuses the conversation, rewrites an earlier turn, or ends
-                an assistant's turn without an end token; names the turn.
+            DataError: The template refuses the conversation, cannot write a part of it, ends a
+                trained turn without an end token, or hides where it stands; names the turn.
         """
-        if self.has_generation and all(t.role == ASSISTANT for t in turns if t.is_trained):
-            return self._render_marked(turns, record)
-        text = self._write(turns, record)
-        spans = [self._find_turn(turns, i, text, record) for i, t in enumerate(turns) if t[2]]
-        return Rendered(text, spans)
+        self._check_features(conversation, record)
+        turns = conversation.turns
+        if self.has_generation and all(t.role == ASSISTANT for t in turns if t.weight > 0):
+            return self._render_marked(conversation, record)
+        writer = self._writer(conversation, record)
+        text = writer.write(turns)
+        found = [
+            (self._find(writer, turns, index, text), turn.weight)
+            for index, turn in enumerate(turns)
+            if turn.weight > 0
+        ]
+        return Rendered(text, [span for span, _ in found], [weight for _, weight in found])
 
-    def check_header(self, turns: Sequence[Turn], record: Record) -> None:
+    def check_header(self, conversation: Conversation, record: Record) -> None:
         """See that no header is trained: what stands in front of the model at inference.
 
         Raises:
             DataError: The template's `{% generation %}` begins before the assistant's words.
         """
-        first = next((i for i, t in enumerate(turns) if t.is_trained), None)
+        turns = conversation.turns
+        first = next((i for i, t in enumerate(turns) if t.weight > 0), None)
         if first is None or turns[first].role != ASSISTANT or first == 0:
             return
-        rendered = self.render(turns, record)
-        prompt = self._write(turns[:first], record, is_prompt=True)
+        rendered = self.render(conversation, record)
+        prompt = self._writer(conversation, record).write(turns[:first], is_prompt=True)
         start = rendered.spans[0][0]
         if rendered.text.startswith(prompt) and start < len(prompt):
             raise refuse(
@@ -95,8 +116,24 @@ class ChatTemplate:
                 "begin {% generation %} after the header",
             )
 
-    def _render_marked(self, turns: Sequence[Turn], record: Record) -> Rendered:
-        text, found = self._call(turns, record, is_marked=True)
+    def _check_features(self, conversation: Conversation, record: Record) -> None:
+        """A template that does not name a field of the record would leave it out unseen."""
+        used = {
+            "tools": ("tools",) if conversation.tools else (),
+            "tool_calls": ("tool_calls",) if any(t.tool_calls for t in conversation.turns) else (),
+            "reasoning": REASONING if any(t.reasoning for t in conversation.turns) else (),
+        }
+        for what, names in used.items():
+            if names and not any(name in self.jinja for name in names):
+                raise refuse(
+                    record,
+                    f"data.chat_template: {self.name} cannot write the record's {what}",
+                    "use chatml, gpt_oss or a template that names it, or leave it out",
+                )
+
+    def _render_marked(self, conversation: Conversation, record: Record) -> Rendered:
+        turns = conversation.turns
+        text, found = self._call(turns, conversation.tools, record, is_marked=True)
         spans = [(start, end) for start, end in found if end > start]
         said = [turn for turn in turns if turn.role == ASSISTANT]
         if len(spans) != len(said):
@@ -106,50 +143,43 @@ class ChatTemplate:
                 "put each assistant message, and nothing else, into one {% generation %} block",
             )
         for (start, end), turn in zip(spans, said, strict=True):
-            if _ends_bare(text[start:end], turn.content):
+            words = text[start:end]
+            if turn.content.strip() not in words:
+                raise refuse(
+                    record,
+                    f"the chat template does not write what the assistant says: {words[:80]!r}",
+                    "use another template",
+                )
+            if not turn.tool_calls and ends_bare(words, turn.content):
                 raise refuse(
                     record,
                     "the chat template's {% generation %} leaves out the end token of "
-                    f"the assistant's turn {text[start:end][-40:]!r}",
+                    f"the assistant's turn {words[-40:]!r}",
                     "move the end token in front of {% endgeneration %}",
                 )
-        trained = [s for s, turn in zip(spans, said, strict=True) if turn.is_trained]
-        return Rendered(text, trained)
+        trained = [(s, turn.weight) for s, turn in zip(spans, said, strict=True) if turn.weight]
+        return Rendered(text, [span for span, _ in trained], [weight for _, weight in trained])
 
-    def _find_turn(
-        self, turns: Sequence[Turn], index: int, text: str, record: Record
+    def _find(
+        self, writer: Writer, turns: Sequence[Turn], index: int, text: str
     ) -> tuple[int, int]:
-        turn, number = turns[index], index + 1
-        is_assistant = turn.role == ASSISTANT
-        before = self._write(turns[:index], record, is_prompt=is_assistant)
-        after = self._write(turns[:number], record) if number < len(turns) else text
-        if not (text.startswith(after) and after.startswith(before)):
-            raise refuse(
-                record,
-                f"the chat template rewrites message {number} when others follow it, or begins it "
-                "otherwise than its generation prompt",
-                "use a template with {% generation %}, or data.chat_template: plain",
-            )
-        piece = after[len(before) :].rstrip()
-        if _ends_bare(piece, turn.content) or turn.content.strip() not in piece:
-            raise refuse(
-                record,
-                f"the chat template writes no end token after message {number}, or changes it",
-                "use a template with {% generation %}, or data.chat_template: plain",
-            )
-        end = len(before) + len(piece)
-        if is_assistant:
-            return len(before), end
-        return len(before) + piece.rfind(turn.content.strip()), end
+        found = find_by_prefix(writer, turns, index, text)
+        if found is None:
+            found = find_by_sentinel(writer, turns, index, text, end_tokens=self.end_tokens)
+        return found
 
-    def _write(self, turns: Sequence[Turn], record: Record, *, is_prompt: bool = False) -> str:
-        if not turns and not is_prompt:
-            return ""
-        return self._call(turns, record, is_prompt=is_prompt)[0]
+    def _writer(self, conversation: Conversation, record: Record) -> Writer:
+        def write(turns: Sequence[Turn], *, is_prompt: bool = False) -> str:
+            if not turns and not is_prompt:
+                return ""
+            return self._call(turns, conversation.tools, record, is_prompt=is_prompt)[0]
+
+        return Writer(write, record)
 
     def _call(
         self,
         turns: Sequence[Turn],
+        tools: Sequence[Mapping[str, Any]],
         record: Record,
         *,
         is_prompt: bool = False,
@@ -160,7 +190,8 @@ class ChatTemplate:
 
         arguments: dict[str, Any] = {
             **self.special_tokens,
-            "conversations": [[{"role": t.role, "content": t.content} for t in turns]],
+            "conversations": [[_to_message(turn) for turn in turns]],
+            "tools": list(tools) or None,
             "chat_template": self.jinja,
             "return_assistant_tokens_mask": is_marked,
             "add_generation_prompt": is_prompt,
@@ -182,37 +213,92 @@ def select_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTempla
     """The template that `data.chat_template` names.
 
     Args:
-        name: `default` (the tokenizer's own where it has one, else `plain`), `plain`, or
-            `tokenizer`.
+        name: `default` (the tokenizer's own where it has one, else `plain`), `tokenizer`, one of
+            `BUILT_IN`, or the path of a jinja file.
         tokenizer: Gives the special tokens and its own template.
 
     Raises:
-        ConfigError: No such name, `tokenizer` where it has no template, or `plain` where it has
-            no end-of-text token.
+        ConfigError: No such name or file, a file that is no jinja, `tokenizer` where it has no
+            template, or a tokenizer that lacks the tokens that a template writes.
     """
-    key = "data.chat_template"
-    if name not in TEMPLATES:
-        raise ConfigError(
-            key=key,
-            problem=f"{name!r} is not known.{suggest(name, TEMPLATES)}",
-            fix=f"use one of {', '.join(TEMPLATES)}",
-        )
     special = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    if name != "plain" and tokenizer.chat_template:
-        try:
-            return ChatTemplate("tokenizer", tokenizer.get_chat_template(), special)
-        except ValueError as error:  # several named templates, none of them the default
-            raise ConfigError(
-                key=key, problem=str(error), fix="name one 'default', or use plain"
-            ) from error
+    ends = tuple(_added_tokens(tokenizer))
+    if name == "default":
+        name = "tokenizer" if tokenizer.chat_template else "plain"
     if name == "tokenizer":
+        return ChatTemplate(name, _own_template(tokenizer), special, ends)
+    if name.endswith(FILES):
+        return ChatTemplate(name, _read_template(Path(name)), special, ends)
+    if name not in BUILT_IN:
+        hint = suggest(name, TEMPLATES)
         raise ConfigError(
-            key=key,
+            key=KEY,
+            problem=f"{name!r} is not known{f'.{hint}' if hint else ''}",
+            fix=f"use one of {', '.join(TEMPLATES)}, or a file that ends in {' or '.join(FILES)}",
+        )
+    jinja, tokens = BUILT_IN[name]
+    if missing := [token for token in tokens if token not in tokenizer.get_vocab()]:
+        raise ConfigError(
+            key=KEY,
+            problem=f"{name} writes {', '.join(missing)}, which the tokenizer does not have",
+            fix="use another template, or add the tokens to the tokenizer and the model",
+        )
+    if name in NEEDS_END:
+        check_end_token(tokenizer)
+    return ChatTemplate(name, jinja, {"bos_token": "", **special}, ends)
+
+
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    return [str(token) for token in added.values()]
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            key=KEY,
             problem="the tokenizer has no chat template",
             fix="use plain, or a tokenizer with a chat_template",
         )
-    check_end_token(tokenizer)
-    return ChatTemplate("plain", PLAIN, special)
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # several named templates, none of them the default
+        raise ConfigError(
+            key=KEY, problem=str(error), fix="name one 'default', or use plain"
+        ) from error
+
+
+def _read_template(file: Path) -> str:
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        render_jinja_template(conversations=[], chat_template=text)  # compiles it
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            key=KEY, problem=f"{file} cannot be read ({error})", fix="correct the path"
+        ) from error
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            key=KEY,
+            problem=f"{file} is no jinja template (line {error.lineno}: {error.message})",
+            fix="correct the file",
+        ) from error
+    return text
+
+
+def _to_message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.reasoning:
+        message["reasoning_content"] = turn.reasoning
+    if turn.tool_calls:
+        message["tool_calls"] = [dict(call) for call in turn.tool_calls]
+    if turn.name:
+        message["name"] = turn.name
+    if turn.tool_call_id:
+        message["tool_call_id"] = turn.tool_call_id
+    return message
 
 
 def check_end_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -228,12 +314,6 @@ def check_end_token(tokenizer: PreTrainedTokenizerBase) -> int:
         problem="the tokenizer has no eos_token, so no text could be ended",
         fix='name one in its tokenizer_config.json, as "eos_token": "<|endoftext|>"',
     )
-
-
-def _ends_bare(piece: str, content: str) -> bool:
-    """True where `piece` holds the words of a turn and nothing after them."""
-    words = content.strip()
-    return bool(words) and words in piece and not piece.rpartition(words)[2].strip()
 
 
 def mask_error(record: Record, said: str, read: str) -> DataError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -12,23 +12,31 @@ from omnilit.data.encode import (
     Encoder,
     Tokens,
     check_mask,
+    encode_ids,
     encode_rendered,
-    encode_texts,
     to_sample,
 )
-from omnilit.data.messages import check_text, get_field, read_turns, refuse
+from omnilit.data.labels import count_targets
+from omnilit.data.messages import refuse
+from omnilit.data.quarantine import BadRecord
+from omnilit.data.records import (
+    check_diffusion,
+    to_conversation,
+    to_labelled,
+    to_pair,
+    to_text,
+)
 from omnilit.data.templates import ChatTemplate, check_end_token, select_template
-from omnilit.errors import ConfigError, suggest
-from omnilit.types import Record, Sample
+from omnilit.data.truncation import fit_length
+from omnilit.errors import ConfigError, DataError, suggest
+from omnilit.types import IGNORE, Record, Sample
 
 if TYPE_CHECKING:  # workers import this package, and need no tokenizer
     from transformers import PreTrainedTokenizerBase
 
 Overlong: TypeAlias = Literal["truncate", "drop", "error"]
 Side: TypeAlias = Literal["left", "right"]
-
-# What `data.text_keys: null` means for each type of data.
-TEXT_KEYS: Final = {"conversation": "messages", "plaintext": "content_split"}
+DATA_TYPES: Final = ("conversation", "plaintext", "classification", "dpo", "diffusion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +44,17 @@ class TransformSettings:
     """How records become samples.
 
     Args:
-        data_type: `conversation` or `plaintext`.
-        text_key: The field with the messages or the text; None is the type's own name.
-        chat_template: `default`, `plain` or `tokenizer`; conversations only.
+        data_type: One of `DATA_TYPES`.
+        text_keys: Fields with the messages or the text, of which the first one counts that a
+            record has; None for those of the type.
+        chat_template: See `select_template`; conversations only.
         max_seq_len: Tokens that a sample may have.
         overlong: What becomes of a longer conversation.
         truncation_side: The side that `overlong: truncate` cuts off.
     """
 
     data_type: str = "conversation"
-    text_key: str | None = None
+    text_keys: tuple[str, ...] | None = None
     chat_template: str = "default"
     max_seq_len: int = 2048
     overlong: Overlong = "truncate"
@@ -56,21 +65,32 @@ class Outcome(NamedTuple):
     """What became of a batch of records.
 
     Args:
-        samples: Of each record, in order; a dropped record has none.
+        samples: Of all records, in order.
         num_truncated: Records that lost tokens.
+        num_cut: Those of them that end or begin within a message.
         num_dropped: Records left out for their length.
+        num_unsupervised: Records left out because truncation left nothing to train.
+        bad: Records that cannot be used.
     """
 
-    samples: list[list[Sample]]
+    samples: list[Sample]
     num_truncated: int = 0
+    num_cut: int = 0
     num_dropped: int = 0
+    num_unsupervised: int = 0
+    bad: tuple[BadRecord, ...] = ()
 
 
 class Transform(Protocol):
     """Turns records into samples, many at a time since tokenizers are faster so."""
 
+    @property
+    def template(self) -> ChatTemplate | None:
+        """How conversations are written; None where there are none."""
+        ...
+
     def encode(self, records: Sequence[Record]) -> Outcome:
-        """The samples of each record; raises a DataError that names a bad one."""
+        """The samples of the records; raises a DataError that names a bad one."""
         ...
 
     def check(self, record: Record) -> None:
@@ -85,40 +105,92 @@ class ConversationTransform:
     Args:
         encoder: Tokenises.
         template: Says which text is trained.
-        settings: Field, length and what to do beyond it.
+        settings: Fields, length and what to do beyond it.
     """
 
     encoder: Encoder
     template: ChatTemplate
     settings: TransformSettings
-    text_key: str = field(default=TEXT_KEYS["conversation"])
-
-    def __call__(self, record: Record) -> list[Sample]:
-        """The samples of one record."""
-        return self.encode([record]).samples[0]
 
     def encode(self, records: Sequence[Record]) -> Outcome:
         """Tokenise a batch; see `Transform`."""
-        samples: list[list[Sample]] = []
-        num_truncated = num_dropped = 0
+        samples: list[Sample] = []
+        num_truncated = num_cut = num_dropped = num_unsupervised = 0
         for tokens, record in zip(self._tokenize(records), records, strict=True):
-            fitted = fit_length(tokens, record, self.settings)
-            num_dropped += fitted is None
-            num_truncated += fitted is not None and len(fitted.ids) < len(tokens.ids)
-            samples.append([] if fitted is None else [to_sample(fitted, record)])
-        return Outcome(samples, num_truncated, num_dropped)
+            fitted, is_cut = fit_length(tokens, record, self.settings, self.encoder)
+            if fitted is None:
+                num_dropped += 1
+                continue
+            num_truncated += len(fitted.ids) < len(tokens.ids)
+            num_cut += is_cut
+            sample = to_sample(fitted, record)
+            if count_targets(sample):
+                samples.append(sample)
+            else:
+                num_unsupervised += 1
+        return Outcome(samples, num_truncated, num_cut, num_dropped, num_unsupervised)
 
     def check(self, record: Record) -> None:
         """Decode what is trained and compare it with what was said; see `check_mask`."""
-        turns = read_turns(record, self.text_key)
-        self.template.check_header(turns, record)
-        rendered = self.template.render(turns, record)
+        conversation = to_conversation(record, self.settings.text_keys)
+        self.template.check_header(conversation, record)
+        rendered = self.template.render(conversation, record)
         (tokens,) = encode_rendered(self.encoder, [rendered], [record])
         check_mask(tokens, rendered, record, self.encoder)
 
     def _tokenize(self, records: Sequence[Record]) -> list[Tokens]:
-        rendered = [self.template.render(read_turns(r, self.text_key), r) for r in records]
+        keys = self.settings.text_keys
+        rendered = [self.template.render(to_conversation(r, keys), r) for r in records]
         return encode_rendered(self.encoder, rendered, records)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceTransform:
+    """Preference pairs: the chosen and the rejected answer as two sequences of one sample.
+
+    A pair is never separated, and has up to twice `max_seq_len` tokens.
+
+    Args:
+        encoder: Tokenises.
+        template: Says which text is trained.
+        settings: Fields, length of each sequence and what to do beyond it.
+    """
+
+    encoder: Encoder
+    template: ChatTemplate
+    settings: TransformSettings
+
+    def encode(self, records: Sequence[Record]) -> Outcome:
+        """Tokenise a batch; see `Transform`."""
+        samples: list[Sample] = []
+        num_truncated = num_cut = num_dropped = num_unsupervised = 0
+        for record in records:
+            both = self._tokenize(record)
+            fitted = [fit_length(tokens, record, self.settings, self.encoder) for tokens in both]
+            sides = [to_sample(tokens, record) for tokens, _ in fitted if tokens is not None]
+            if len(sides) < 2:
+                num_dropped += 1
+                continue
+            pairs = zip(sides, both, strict=True)
+            num_truncated += any(len(side) < len(tokens.ids) for side, tokens in pairs)
+            num_cut += any(is_cut for _, is_cut in fitted)
+            if all(map(count_targets, sides)):
+                samples.append(_join_pair(*sides))
+            else:
+                num_unsupervised += 1
+        return Outcome(samples, num_truncated, num_cut, num_dropped, num_unsupervised)
+
+    def check(self, record: Record) -> None:
+        """Decode what is trained of both answers; see `check_mask`."""
+        for conversation in to_pair(record, self.settings.text_keys):
+            rendered = self.template.render(conversation, record)
+            (tokens,) = encode_rendered(self.encoder, [rendered], [record])
+            check_mask(tokens, rendered, record, self.encoder)
+
+    def _tokenize(self, record: Record) -> list[Tokens]:
+        pair = to_pair(record, self.settings.text_keys)
+        rendered = [self.template.render(side, record) for side in pair]
+        return encode_rendered(self.encoder, rendered, [record] * len(rendered))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,84 +201,156 @@ class PlaintextTransform:
 
     Args:
         encoder: Tokenises.
-        settings: Field and length of the chunks.
+        settings: Fields and length of the chunks.
         end_id: The end-of-text token.
     """
 
     encoder: Encoder
     settings: TransformSettings
     end_id: int
-    text_key: str = field(default=TEXT_KEYS["plaintext"])
-
-    def __call__(self, record: Record) -> list[Sample]:
-        """The samples of one record."""
-        return self.encode([record]).samples[0]
+    template: None = None
 
     def encode(self, records: Sequence[Record]) -> Outcome:
         """Tokenise a batch; see `Transform`."""
-        key, size = self.text_key, self.settings.max_seq_len
-        texts = [check_text(r, get_field(r, key), f"the field {key!r}") for r in records]
-        samples: list[list[Sample]] = []
-        for (ids, _), record in zip(encode_texts(self.encoder, texts), records, strict=True):
+        size = self.settings.max_seq_len
+        texts = [to_text(record, self.settings.text_keys) for record in records]
+        samples: list[Sample] = []
+        for ids, record in zip(encode_ids(self.encoder, texts), records, strict=True):
             ended = np.append(ids, np.int32(self.end_id))
             chunks = [ended[start : start + size] for start in range(0, len(ended), size)]
-            samples.append([Sample(chunk, chunk, record.origin) for chunk in chunks])
+            samples += [Sample(chunk, chunk, record.origin) for chunk in chunks]
         return Outcome(samples)
 
     def check(self, record: Record) -> None:
         """Nothing to see: everything is trained."""
 
 
-def build_transform(
-    settings: TransformSettings, tokenizer: PreTrainedTokenizerBase
-) -> ConversationTransform | PlaintextTransform:
+@dataclass(frozen=True, slots=True)
+class ClassificationTransform:
+    """Texts with the special tokens of the tokenizer's own; the last token's label is the class.
+
+    Of a longer text the first `max_seq_len` tokens are kept.
+
+    Args:
+        tokenizer: Adds its special tokens.
+        settings: Fields and length.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: TransformSettings
+    template: None = None
+
+    def encode(self, records: Sequence[Record]) -> Outcome:
+        """Tokenise a batch; see `Transform`."""
+        limit = self.settings.max_seq_len
+        samples, num_truncated = [], 0
+        found = [to_labelled(record, self.settings.text_keys) for record in records]
+        encoded: Any = self.tokenizer([text for text, _ in found])["input_ids"]
+        for ids, (_, label), record in zip(encoded, found, records, strict=True):
+            if not ids:
+                raise refuse(record, "the text has no token", "write one, or remove the record")
+            num_truncated += len(ids) > limit
+            kept = np.asarray(ids[:limit], np.int32)
+            labels = np.full(len(kept), IGNORE, np.int32)
+            labels[-1] = label
+            samples.append(Sample(kept, labels, record.origin))
+        return Outcome(samples, num_truncated)
+
+    def check(self, record: Record) -> None:
+        """Nothing to see: there is one label."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionCheck:
+    """Records of images or latents with a prompt: read and checked, not tokenised."""
+
+    template: None = None
+
+    def encode(self, records: Sequence[Record]) -> Outcome:
+        """No samples; see `Transform`."""
+        for record in records:
+            check_diffusion(record)
+        return Outcome([])
+
+    def check(self, record: Record) -> None:
+        """Nothing to see beyond `encode`."""
+
+
+def build_transform(settings: TransformSettings, tokenizer: PreTrainedTokenizerBase) -> Transform:
     """The transform of a type of data.
 
     Raises:
         ConfigError: An unknown type of data, a template or a tokenizer that cannot be used.
     """
-    if settings.data_type not in TEXT_KEYS:
+    kind = settings.data_type
+    if kind not in DATA_TYPES:
+        hint = suggest(kind, DATA_TYPES)
         raise ConfigError(
             key="data.data_type",
-            problem=f"{settings.data_type!r} cannot be tokenised."
-            f"{suggest(settings.data_type, TEXT_KEYS)}",
-            fix=f"use one of {', '.join(TEXT_KEYS)}",
+            problem=f"{kind!r} is not known{f'.{hint}' if hint else ''}",
+            fix=f"use one of {', '.join(DATA_TYPES)}",
         )
+    if kind == "diffusion":
+        return DiffusionCheck()
+    if kind == "classification":
+        return ClassificationTransform(tokenizer, settings)
     encoder = Encoder.of(tokenizer)
-    key = settings.text_key or TEXT_KEYS[settings.data_type]
-    if settings.data_type == "plaintext":
-        return PlaintextTransform(encoder, settings, check_end_token(tokenizer), key)
+    if kind == "plaintext":
+        return PlaintextTransform(encoder, settings, check_end_token(tokenizer))
     template = select_template(settings.chat_template, tokenizer)
-    return ConversationTransform(encoder, template, settings, key)
+    build: Callable[..., Transform] = (
+        ConversationTransform if kind == "conversation" else PreferenceTransform
+    )
+    return build(encoder, template, settings)
 
 
-def fit_length(tokens: Tokens, record: Record, settings: TransformSettings) -> Tokens | None:
-    """The tokens cut to `max_seq_len`, or None for a record that is to be left out.
+def encode_or_skip(transform: Transform, records: Sequence[Record], *, is_silent: bool) -> Outcome:
+    """`transform.encode`; where bad records are skipped, each is found and left out.
 
     Raises:
-        DataError: The record is longer and `overlong` is `error`.
+        DataError: A record is bad and must not be skipped.
     """
-    size, limit = len(tokens.ids), settings.max_seq_len
-    if size <= limit:
-        return tokens
-    if settings.overlong == "error":
-        raise refuse(
-            record,
-            f"the record has {size} tokens, data.max_seq_len is {limit}",
-            "raise data.max_seq_len, or set data.overlong to truncate or drop",
-        )
-    if settings.overlong == "drop":
-        return None
-    kept = slice(limit) if settings.truncation_side == "right" else slice(size - limit, size)
-    return tokens._replace(ids=tokens.ids[kept], is_label=tokens.is_label[kept])
+    try:
+        return transform.encode(records)
+    except DataError:
+        if not is_silent:
+            raise
+    if len(records) == 1:
+        try:
+            return transform.encode(records)
+        except DataError as error:
+            origin = records[0].origin
+            bad = BadRecord.of(error, source=origin.source, file=origin.file, row=origin.row)
+            return Outcome([], bad=(bad,))
+    half = len(records) // 2
+    parts = [
+        encode_or_skip(transform, part, is_silent=True) for part in (records[:half], records[half:])
+    ]
+    return join_outcomes(parts)
 
 
-def resolve_settings(
-    settings: TransformSettings, template: ChatTemplate | None
-) -> TransformSettings:
-    """The settings with every default replaced by what it stands for, for a cache's key."""
-    return replace(
-        settings,
-        text_key=settings.text_key or TEXT_KEYS[settings.data_type],
-        chat_template=template.name if template else "",
+def join_outcomes(parts: Sequence[Outcome]) -> Outcome:
+    """What became of several batches, as of one."""
+    return Outcome(
+        [sample for part in parts for sample in part.samples],
+        sum(part.num_truncated for part in parts),
+        sum(part.num_cut for part in parts),
+        sum(part.num_dropped for part in parts),
+        sum(part.num_unsupervised for part in parts),
+        tuple(bad for part in parts for bad in part.bad),
+    )
+
+
+def _join_pair(chosen: Sample, rejected: Sample) -> Sample:
+    weights = None
+    if chosen.weights is not None or rejected.weights is not None:
+        sides = (chosen, rejected)
+        ones = [np.ones(len(s), np.float32) if s.weights is None else s.weights for s in sides]
+        weights = np.concatenate(ones)
+    return Sample(
+        np.concatenate([chosen.input_ids, rejected.input_ids]),
+        np.concatenate([chosen.labels, rejected.labels]),
+        chosen.origin,
+        weights,
+        len(chosen),
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from omnilit.data.encode import Encoder, check_mask, decode_spans, encode_rendered
-from omnilit.data.messages import read_turns
-from omnilit.data.templates import PLAIN, ChatTemplate, select_template
+from omnilit.data.records import to_conversation
+from omnilit.data.template_texts import PLAIN
+from omnilit.data.templates import ChatTemplate, Rendered, select_template
 from omnilit.data.transforms import ConversationTransform, TransformSettings, build_transform
 from omnilit.errors import ConfigError, DataError
 from omnilit.types import IGNORE, Record
@@ -39,7 +41,7 @@ def _conversation(rng: random.Random) -> list[dict[str, object]]:
         messages.append({"role": "assistant", "content": _text(rng)})
         if rng.random() < 0.2:
             messages[-1]["loss_mask"] = 0
-    return messages
+    return [*messages, {"role": "user", "content": _text(rng)}, dict(SAID)]
 
 
 def _transform(
@@ -74,10 +76,10 @@ def test_the_trained_tokens_read_as_what_the_assistant_says_and_its_end_token(
     rng = random.Random(1)
     conversations = [_conversation(rng) for _ in range(150)]
     batch = transform.encode([record(messages=m) for m in conversations])
-    for messages, (sample,) in zip(conversations, batch.samples, strict=True):
+    for messages, sample in zip(conversations, batch.samples, strict=True):
         said = [str(m["content"]) + end for m in messages if m["role"] == "assistant"]
         kept = [m.get("loss_mask", 1) for m in messages if m["role"] == "assistant"]
-        pieces = decode_spans(sample, tokenizer)
+        pieces = decode_spans(sample, Encoder.of(tokenizer))
         assert [t for t, is_label in pieces if is_label] == [
             text for text, keep in zip(said, kept, strict=True) if keep
         ]
@@ -88,7 +90,7 @@ def test_ids_are_those_of_plain_transformers_where_no_token_crosses_an_edge(
     record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
 ):
     messages = [{"role": "user", "content": "What is it?"}, {**SAID, "content": "Paris, 1 2"}]
-    (sample,) = _transform(tokenizer)(record(messages=messages))
+    (sample,) = _transform(tokenizer).encode([record(messages=messages)]).samples
     theirs = tokenizer.apply_chat_template(
         messages, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -102,7 +104,7 @@ def test_the_two_ways_of_finding_the_mask_agree(record: Callable[..., Record]):
     records = [record(messages=_conversation(rng)) for _ in range(50)]
     marked = _transform(build_tokenizer(CHATML_MARKED)).encode(records).samples
     differenced = _transform(build_tokenizer(CHATML)).encode(records).samples
-    for (a,), (b,) in zip(marked, differenced, strict=True):
+    for a, b in zip(marked, differenced, strict=True):
         assert a.input_ids.tolist() == b.input_ids.tolist()
         assert a.labels.tolist() == b.labels.tolist()
 
@@ -113,8 +115,8 @@ def test_a_users_turn_with_loss_mask_is_trained_without_its_header(
 ):
     tokenizer = build_tokenizer(template)
     messages = [{"role": "user", "content": "the fox", "loss_mask": 1}, SAID]
-    (sample,) = _transform(tokenizer)(record(messages=messages))
-    trained = [text for text, is_label in decode_spans(sample, tokenizer) if is_label]
+    (sample,) = _transform(tokenizer).encode([record(messages=messages)]).samples
+    trained = [text for text, is_label in decode_spans(sample, Encoder.of(tokenizer)) if is_label]
     assert trained == ["the fox<|im_end|>", "a<|im_end|>"]
 
 
@@ -122,8 +124,9 @@ def test_plain_is_role_content_end_and_newline(
     record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
 ):
     template = select_template("plain", tokenizer)
-    turns = read_turns(record(m=[{"role": "user", "content": "q"}, SAID]), "m")
-    text, spans = template.render(turns, record())
+    turns = to_conversation(record(m=[{"role": "user", "content": "q"}, SAID]), ["m"])
+    text, spans, weights = template.render(turns, record())
+    assert weights == [1.0]
     assert text == "User: q<|endoftext|>\nAssistant: a<|endoftext|>\n"
     assert [text[a:b] for a, b in spans] == ["a<|endoftext|>"]
 
@@ -149,9 +152,9 @@ def test_one_of_several_templates_needs_to_be_the_default():
         select_template("default", several)
 
 
-def _render(template: str, record: Record, messages: list[dict[str, str]]) -> object:
-    chat = ChatTemplate("tokenizer", template, {"eos_token": "</s>"})
-    turns = read_turns(Record({"m": messages}, record.origin), "m")
+def _render(template: str, record: Record, messages: list[dict[str, Any]]) -> Rendered:
+    chat = ChatTemplate("tokenizer", template, {"eos_token": "</s>"}, ("</s>", "</a>"))
+    turns = to_conversation(Record({"m": messages}, record.origin), ["m"])
     chat.check_header(turns, record)
     return chat.render(turns, record)
 
@@ -188,7 +191,7 @@ EMPTY_MARK = CHATML_MARKED.replace("{% generation %}", "").replace(
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (LAST_ONLY, "rewrites message 2"),
+        (LAST_ONLY.replace("m.content +", "(m.content if loop.last else 'x') +"), "rewrites mess"),
         (NO_END, "no end token after message 2"),
         ("{{ raise_exception('roles must alternate') }}", "refuses the conversation .roles must"),
         ("{{ messages | nosuch }}", "refuses the conversation"),
@@ -212,7 +215,17 @@ def test_reasoning_that_only_the_last_turn_shows_is_trained_in_a_single_turn(
 ):
     user = {"role": "user", "content": "q"}
     rendered = _render(LAST_ONLY, record(), [user, SAID])
-    assert rendered == ("user:q</s>assistant:<think></think>a</s>", [(20, 40)])
+    assert rendered == ("user:q</s>assistant:<think></think>a</s>", [(20, 40)], [1.0])
+
+
+def test_turns_that_are_rewritten_when_others_follow_are_found_in_the_whole_text(
+    record: Callable[..., Record],
+):
+    user = {"role": "user", "content": "a"}
+    text, spans, _ = _render(LAST_ONLY, record(), [user, SAID, user, {**SAID, "weight": 2}])
+    assert text == "user:a</s>assistant:a</s>user:a</s>assistant:<think></think>a</s>"
+    assert [text[a:b] for a, b in spans] == ["a</s>", "<think></think>a</s>"]
+    assert spans[0][0] == text.index("assistant:") + len("assistant:")
 
 
 def test_a_tokenizer_that_prefixes_a_space_trains_the_word_with_its_space(
@@ -220,8 +233,8 @@ def test_a_tokenizer_that_prefixes_a_space_trains_the_word_with_its_space(
 ):
     tokenizer = build_metaspace_tokenizer()
     messages = [{"role": "user", "content": "the capital"}, {**SAID, "content": "Paris course"}]
-    (sample,) = _transform(tokenizer)(record(messages=messages))
-    trained = [text for text, is_label in decode_spans(sample, tokenizer) if is_label]
+    (sample,) = _transform(tokenizer).encode([record(messages=messages)]).samples
+    trained = [text for text, is_label in decode_spans(sample, Encoder.of(tokenizer)) if is_label]
     assert [text.strip() for text in trained] == ["Paris course<|endoftext|>"]
     _transform(tokenizer).check(record(messages=messages))
 
@@ -236,13 +249,13 @@ def test_a_token_of_header_and_words_is_refused_where_the_text_cannot_be_cut(
     tokenizer = build_metaspace_tokenizer(glued)
     tokenizer.add_tokens(["assistantParis"])
     with pytest.raises(DataError, match="'assistantParis' holds both trained and other text"):
-        _transform(tokenizer)(record(messages=[{**SAID, "content": "Paris"}]))
+        _transform(tokenizer).encode([record(messages=[{**SAID, "content": "Paris"}])])
 
 
 def test_a_mask_that_does_not_read_as_the_words_is_refused(
     record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
 ):
-    turns = read_turns(record(m=[SAID]), "m")
+    turns = to_conversation(record(m=[SAID]), ["m"])
     rendered = select_template("default", tokenizer).render(turns, record())
     encoder = Encoder.of(tokenizer)
     (tokens,) = encode_rendered(encoder, [rendered], [record()])

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from omnilit.data.encode import decode_spans
-from omnilit.data.transforms import Overlong, Side, TransformSettings, build_transform
+from omnilit.data.encode import Encoder, decode_spans
+from omnilit.data.transforms import (
+    Overlong,
+    Side,
+    TransformSettings,
+    build_transform,
+    encode_or_skip,
+)
 from omnilit.errors import ConfigError, DataError
 from omnilit.types import IGNORE, Record
 from tests.helpers.tokenizers import build_tokenizer
@@ -25,17 +31,17 @@ def test_truncation_keeps_the_other_side_and_is_counted(
     record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
 ):
     one = record(messages=MESSAGES)
-    (whole,) = build_transform(_settings(999), tokenizer).encode([one]).samples[0]
+    (whole,) = build_transform(_settings(999), tokenizer).encode([one]).samples
     size = len(whole) - 3
     cases: list[tuple[Side, slice]] = [("right", slice(size)), ("left", slice(3, None))]
     for side, kept in cases:
         outcome = build_transform(_settings(size, side=side), tokenizer).encode([one])
-        (sample,) = outcome.samples[0]
+        (sample,) = outcome.samples
         assert outcome.num_truncated == 1
         assert sample.input_ids.tolist() == whole.input_ids[kept].tolist()
         assert sample.labels.tolist() == whole.labels[kept].tolist()
     exact = build_transform(_settings(len(whole)), tokenizer).encode([one])
-    assert (exact.num_truncated, len(exact.samples[0][0])) == (0, len(whole))
+    assert (exact.num_truncated, len(exact.samples[0])) == (0, len(whole))
 
 
 def test_drop_leaves_the_record_out_and_counts_it(
@@ -44,7 +50,7 @@ def test_drop_leaves_the_record_out_and_counts_it(
     short = record(messages=[{"role": "assistant", "content": "x"}])
     transform = build_transform(_settings(12, "drop"), tokenizer)
     outcome = transform.encode([record(messages=MESSAGES), short])
-    assert [len(samples) for samples in outcome.samples] == [0, 1]
+    assert len(outcome.samples) == 1
     assert (outcome.num_dropped, outcome.num_truncated) == (1, 0)
 
 
@@ -60,9 +66,9 @@ def test_plaintext_is_cut_in_chunks_that_hold_every_token(
     record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast, size: int
 ):
     text = "the quick brown fox \u4f60\u597d\n" * 5
-    settings = TransformSettings("plaintext", text_key="text", max_seq_len=size)
+    settings = TransformSettings("plaintext", text_keys=("text",), max_seq_len=size)
     transform = build_transform(settings, tokenizer)
-    samples = transform(record(text=text))
+    samples = transform.encode([record(text=text)]).samples
     ids = np.concatenate([s.input_ids for s in samples]).tolist()
     assert tokenizer.decode(ids) == text + "<|endoftext|>"
     assert all(len(s) == size for s in samples[:-1])
@@ -73,12 +79,12 @@ def test_plaintext_reads_content_split_by_default_and_only_strings(
     record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
 ):
     transform = build_transform(TransformSettings("plaintext"), tokenizer)
-    (sample,) = transform(record(content_split=""))
-    assert decode_spans(sample, tokenizer) == [("<|endoftext|>", True)]
+    (sample,) = transform.encode([record(content_split="")]).samples
+    assert decode_spans(sample, Encoder.of(tokenizer)) == [("<|endoftext|>", True)]
     with pytest.raises(DataError, match="the field 'content_split' is a list, not a string"):
-        transform(record(content_split=["x"]))
-    with pytest.raises(DataError, match="no field 'content_split'; its fields are: 'text'"):
-        transform(record(text="x"))
+        transform.encode([record(content_split=["x"])])
+    with pytest.raises(DataError, match="none of data_type: plaintext; its fields are: 'body'"):
+        transform.encode([record(body="x")])
 
 
 def test_plaintext_needs_an_end_of_text_token():
@@ -90,7 +96,7 @@ def test_plaintext_needs_an_end_of_text_token():
 def test_an_unknown_data_type_and_a_tokenizer_without_offsets_are_refused(
     tokenizer: PreTrainedTokenizerFast,
 ):
-    with pytest.raises(ConfigError, match=r"'plain_text' cannot .+ Did you mean 'plaintext'"):
+    with pytest.raises(ConfigError, match=r"'plain_text' is not known\. Did you mean 'plaintext'"):
         build_transform(TransformSettings("plain_text"), tokenizer)
     with pytest.raises(ConfigError, match="PreTrainedTokenizerBase does not know which char"):
         build_transform(TransformSettings(), PreTrainedTokenizerBase())
@@ -100,7 +106,88 @@ def test_encoding_leaves_the_users_tokenizer_as_it_was(record: Callable[..., Rec
     tokenizer = build_tokenizer(trim_offsets=True)
     tokenizer.backend_tokenizer.enable_truncation(3)
     before = tokenizer.backend_tokenizer.to_str()
-    (sample,) = build_transform(TransformSettings(), tokenizer)(record(messages=MESSAGES))
+    (sample,) = (
+        build_transform(TransformSettings(), tokenizer).encode([record(messages=MESSAGES)]).samples
+    )
     assert len(sample) > 3
     assert (sample.labels != IGNORE).any()
     assert tokenizer.backend_tokenizer.to_str() == before
+
+
+def _turns(*lengths: int) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": "x " * n} for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_truncation_keeps_whole_trained_turns_where_one_fits(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast, side: Side
+):
+    messages = _turns(3, 4, 5, 6, 7, 8)
+    (whole,) = build_transform(_settings(999), tokenizer).encode([record(messages=messages)])[0]
+    settings = _settings(len(whole) - 2, side=side)
+    outcome = build_transform(settings, tokenizer).encode([record(messages=messages)])
+    (sample,) = outcome.samples
+    assert (outcome.num_truncated, outcome.num_cut) == (1, 0)
+    text = "".join(text for text, _ in decode_spans(sample, Encoder.of(tokenizer)))
+    assert text.startswith("<|im_start|>user\n")
+    assert text.rstrip().endswith("<|im_end|>")
+    assert text.count("assistant") == 2
+    assert text.startswith("<|im_start|>user\n" + "x " * 3 + "<") == (side == "right")
+
+
+def test_a_turn_that_does_not_fit_at_all_is_cut_and_counted(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
+):
+    outcome = build_transform(_settings(40), tokenizer).encode([record(messages=_turns(3, 99))])
+    assert (outcome.num_truncated, outcome.num_cut) == (1, 1)
+    assert len(outcome.samples[0]) == 40
+
+
+def test_weights_of_messages_are_those_of_their_tokens(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
+):
+    messages = [*_turns(2, 3), {"role": "assistant", "content": "y", "weight": 0.25}]
+    (sample,) = build_transform(_settings(99), tokenizer).encode([record(messages=messages)])[0]
+    assert sample.weights is not None
+    assert set(sample.weights[sample.labels != IGNORE].tolist()) == {1.0, 0.25}
+
+
+def test_a_pair_is_two_sequences_of_one_sample(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
+):
+    settings = TransformSettings("dpo", max_seq_len=99)
+    fields = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+    (sample,) = build_transform(settings, tokenizer).encode([record(**fields)]).samples
+    start = sample.pair_start
+    assert start is not None
+    halves = (slice(0, start), slice(start, None))
+    texts = [tokenizer.decode(sample.input_ids[half]) for half in halves]
+    assert [text.count("<|im_start|>user") for text in texts] == [1, 1]
+    trained = [t for t, is_label in decode_spans(sample, Encoder.of(tokenizer)) if is_label]
+    assert trained == ["yes<|im_end|>", "no<|im_end|>"]
+
+
+def test_a_class_is_the_label_of_the_last_token(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
+):
+    settings = TransformSettings("classification", max_seq_len=4)
+    outcome = build_transform(settings, tokenizer).encode([record(text="a b c d e f", label=3)])
+    (sample,) = outcome.samples
+    assert outcome.num_truncated == 1
+    assert sample.labels.tolist() == [IGNORE, IGNORE, IGNORE, 3]
+
+
+def test_bad_records_are_skipped_one_by_one_only_where_that_is_asked_for(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
+):
+    transform = build_transform(_settings(99), tokenizer)
+    good, bad = record(messages=MESSAGES), record(messages="no")
+    records = [good, bad, good, good, bad]
+    outcome = encode_or_skip(transform, records, is_silent=True)
+    assert len(outcome.samples) == 3
+    assert [one.reason for one in outcome.bad] == [
+        "the field 'messages' is a str, not a list of messages"
+    ] * 2
+    with pytest.raises(DataError, match=r"d\.jsonl:7: "):
+        encode_or_skip(transform, records, is_silent=False)
