@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from omnilit.data.collate import collate, filler
+from omnilit.data.collate import PLAIN, CollateSettings, collate, filler
 from omnilit.errors import DataError
 from omnilit.types import MicroBatch, Sample
 
@@ -49,7 +49,11 @@ class WorkerSettings:
 
 
 def load_batches(
-    dataset: SampleSource, bins: Iterable[list[int]], *, workers: WorkerSettings
+    dataset: SampleSource,
+    bins: Iterable[list[int]],
+    *,
+    workers: WorkerSettings,
+    settings: CollateSettings = PLAIN,
 ) -> Iterator[MicroBatch]:
     """A micro-batch for each list of samples, in order; an empty list gives a filler.
 
@@ -59,23 +63,39 @@ def load_batches(
     Raises:
         DataError: A worker died.
     """
-    batches = iter(
+    return run_loader(
         DataLoader(
-            _Bins(dataset),
-            batch_size=None,
+            _Bins(dataset, settings),
             sampler=bins,
-            collate_fn=_as_it_is,
-            num_workers=workers.num_workers,
-            prefetch_factor=workers.prefetch_factor if workers.num_workers else None,
-            pin_memory=workers.pin_memory,
-            generator=torch.Generator(),
+            **loader_arguments(workers),
         )
     )
+
+
+def loader_arguments(workers: WorkerSettings) -> dict[str, Any]:
+    """How a torch loader runs whose data set makes whole micro-batches."""
+    return {
+        "batch_size": None,
+        "collate_fn": _as_it_is,
+        "num_workers": workers.num_workers,
+        "prefetch_factor": workers.prefetch_factor if workers.num_workers else None,
+        "pin_memory": workers.pin_memory,
+        "generator": torch.Generator(),
+    }
+
+
+def run_loader(loader: Iterable[T]) -> Iterator[T]:
+    """What a loader yields.
+
+    Raises:
+        DataError: A worker died.
+    """
+    batches = iter(loader)
     while (batch := _take(batches)) is not None:
         yield batch
 
 
-def _take(batches: Iterator[MicroBatch]) -> MicroBatch | None:
+def _take(batches: Iterator[T]) -> T | None:
     try:
         try:
             return next(batches, None)
@@ -94,11 +114,14 @@ def _take(batches: Iterator[MicroBatch]) -> MicroBatch | None:
 
 
 class _Bins(Dataset[MicroBatch]):
-    def __init__(self, dataset: SampleSource) -> None:
+    def __init__(self, dataset: SampleSource, settings: CollateSettings) -> None:
         self._dataset = dataset
+        self._settings = settings
 
     def __getitem__(self, index: list[int]) -> MicroBatch:
-        return collate([self._dataset[i] for i in index]) if index else filler()
+        if not index:
+            return filler(self._settings)
+        return collate([self._dataset[i] for i in index], self._settings)
 
 
 def _as_it_is(batch: T) -> T:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +22,17 @@ from omnilit.data.labels import count_targets, label_spans
 from omnilit.errors import DataError
 from omnilit.types import IGNORE, Origin, Sample
 
-FORMAT: Final = 1  # a part of every cache key: raise it when the layout or tokenising changes
+FORMAT: Final = 2  # a part of every cache key: raise it when the layout or tokenising changes
 COMPLETE: Final = "COMPLETE"
 INFO: Final = "info.json"
-ROWS_PER_BATCH: Final = 1024
 SCHEMA: Final = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
-        "spans": pa.list_(pa.int32()),  # start, end, start, end, ... of what is trained
+        "labels": pa.list_(pa.int32()),  # start, end, start, end, ... of what is trained
+        "weights": pa.list_(pa.float32()),  # one a span; null where all are 1
+        "label": pa.int32(),  # of the last token, where it is no token; null elsewhere
+        "pair_start": pa.int32(),  # null for one sequence
+        "digest": pa.uint64(),  # of the tokens; equal samples have equal ones
         "num_tokens": pa.int32(),
         "num_targets": pa.int32(),
         "file": pa.int32(),  # index into the list of files in info.json
@@ -36,8 +41,29 @@ SCHEMA: Final = pa.schema(
 )
 
 
-class SampleWriter:
-    """Writes samples to one Arrow file, a batch at a time; a context manager.
+def pack_batch(samples: Sequence[tuple[Sample, int]]) -> pa.RecordBatch:
+    """Samples, each with the index of its file, as a batch of `SCHEMA`."""
+    only = [sample for sample, _ in samples]
+    spans = [_spans_of(sample) for sample in only]
+    ids = [sample.input_ids for sample in only]
+    pairs = [sample.pair_start for sample in only]
+    columns = [
+        _to_lists(ids, np.int32),
+        _to_lists([np.asarray(found, np.int32).reshape(-1) for found in spans], np.int32),
+        _weights_of(only, spans),
+        pa.array([_label_of(sample) for sample in only], pa.int32()),
+        pa.array(pairs, pa.int32()),
+        pa.array([_digest(sample) for sample in only], pa.uint64()),
+        pa.array(np.asarray([len(sample) for sample in only], np.int32)),
+        pa.array(np.asarray([count_targets(sample) for sample in only], np.int32)),
+        pa.array(np.asarray([file for _, file in samples], np.int32)),
+        pa.array(np.asarray([sample.origin.row for sample in only], np.int64)),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
+class TokenFile:
+    """One Arrow file of samples that grows by batches; a context manager.
 
     Args:
         path: The file.
@@ -46,7 +72,6 @@ class SampleWriter:
     def __init__(self, path: Path) -> None:
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._sink, SCHEMA)
-        self._rows: list[tuple[Sample, int]] = []
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -58,33 +83,14 @@ class SampleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write what is left and close the file."""
-        if kind is None:
-            self._flush()
+        """Close the file."""
         self._writer.close()
         self._sink.close()
 
-    def write(self, sample: Sample, *, file: int) -> None:
-        """Add a sample of the `file`-th data file."""
-        self._rows.append((sample, file))
-        if len(self._rows) >= ROWS_PER_BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        samples = [sample for sample, _ in self._rows]
-        spans = [np.asarray(label_spans(s.labels), np.int32).reshape(-1) for s in samples]
-        columns = [
-            _to_lists([s.input_ids for s in samples]),
-            _to_lists(spans),
-            pa.array(np.asarray([len(s) for s in samples], np.int32)),
-            pa.array(np.asarray([count_targets(s) for s in samples], np.int32)),
-            pa.array(np.asarray([file for _, file in self._rows], np.int32)),
-            pa.array(np.asarray([s.origin.row for s in samples], np.int64)),
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-        self._rows = []
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add a batch of `pack_batch`."""
+        if batch.num_rows:
+            self._writer.write_batch(batch)
 
 
 class TokenDataset:
@@ -94,13 +100,14 @@ class TokenDataset:
 
     Args:
         path: A folder that `prepare` finished.
+        source: Name of the data source, for the origin of every sample.
 
     Raises:
         DataError: The folder is missing or unfinished.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, source: str = "train") -> None:
+        self.path, self.source = Path(path), source
         if not (self.path / COMPLETE).is_file():
             raise DataError(
                 problem="is not a finished folder of prepared data",
@@ -108,15 +115,15 @@ class TokenDataset:
                 file=str(self.path),
             )
         info = json.loads((self.path / INFO).read_text(encoding="utf-8"))
-        self._source: str = info["source"]
         self._files: list[str] = info["files"]
+        self.has_weights = bool(info["counts"]["num_weighted"])
         self._batches: list[pa.RecordBatch] = []
         for part in info["parts"]:
             reader = pa.ipc.open_file(pa.memory_map(str(self.path / part)))
             self._batches += [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
-        self.lengths: npt.NDArray[np.int32] = self._column("num_tokens")
-        self.num_targets: npt.NDArray[np.int32] = self._column("num_targets")
+        self.lengths: npt.NDArray[np.int32] = self.column("num_tokens")
+        self.num_targets: npt.NDArray[np.int32] = self.column("num_targets")
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -129,22 +136,34 @@ class TokenDataset:
         row = index - int(self._ends[place]) + batch.num_rows
         ids = _from_list(batch.column(0), row)
         labels = np.full(len(ids), IGNORE, dtype=np.int32)
-        for start, end in _from_list(batch.column(1), row).reshape(-1, 2).tolist():
+        spans = _from_list(batch.column(1), row).reshape(-1, 2).tolist()
+        for start, end in spans:
             labels[start:end] = ids[start:end]
-        file = self._files[batch.column(4)[row].as_py()]
-        return Sample(ids, labels, Origin(self._source, file, batch.column(5)[row].as_py()))
+        if (label := batch.column(3)[row].as_py()) is not None:
+            labels[-1] = label
+        weights = None
+        if (found := batch.column(2)[row].as_py()) is not None:
+            weights = np.ones(len(ids), np.float32)
+            for (start, end), weight in zip(spans, found, strict=True):
+                weights[start:end] = weight
+        file = self._files[batch.column("file")[row].as_py()]
+        origin = Origin(self.source, file, batch.column("row")[row].as_py())
+        return Sample(ids, labels, origin, weights, batch.column(4)[row].as_py())
 
-    def __reduce__(self) -> tuple[type[TokenDataset], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., TokenDataset], tuple[str, str]]:
         """Travel as a path."""
-        return TokenDataset, (str(self.path),)
+        return open_prepared, (str(self.path), self.source)
 
-    def _column(self, name: str) -> npt.NDArray[np.int32]:
-        return np.concatenate([batch.column(name).to_numpy() for batch in self._batches])
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A column of numbers of `SCHEMA`, one a sample; nulls become -1."""
+        columns = [batch.column(name) for batch in self._batches]
+        filled = [column.fill_null(-1) if column.null_count else column for column in columns]
+        return np.concatenate([column.to_numpy(zero_copy_only=False) for column in filled])
 
 
-def open_prepared(path: str | Path) -> TokenDataset:
+def open_prepared(path: str | Path, source: str = "train") -> TokenDataset:
     """The samples that `prepare` wrote to `path`; see `TokenDataset`."""
-    return TokenDataset(path)
+    return TokenDataset(path, source=source)
 
 
 @contextmanager
@@ -183,9 +202,45 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _to_lists(arrays: Sequence[npt.NDArray[np.int32]]) -> pa.ListArray:
+def _to_lists(arrays: Sequence[npt.NDArray[Any]], kind: type) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
+    values = np.concatenate([np.zeros(0, kind), *arrays]).astype(kind)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _spans_of(sample: Sample) -> list[tuple[int, int]]:
+    """Trained ranges, each of one weight; a class label is none of them."""
+    if _label_of(sample) is not None:
+        return []
+    spans = label_spans(sample.labels)
+    if sample.weights is None:
+        return spans
+    changes = np.flatnonzero(np.diff(sample.weights)) + 1
+    found: list[tuple[int, int]] = []
+    for start, end in spans:
+        inner = changes[(changes > start) & (changes < end)].tolist()
+        found += pairwise([start, *inner, end])
+    return found
+
+
+def _weights_of(samples: Sequence[Sample], spans: Sequence[list[tuple[int, int]]]) -> pa.Array:
+    rows = [
+        None if sample.weights is None else [float(sample.weights[start]) for start, _ in found]
+        for sample, found in zip(samples, spans, strict=True)
+    ]
+    return pa.array(rows, pa.list_(pa.float32()))
+
+
+def _label_of(sample: Sample) -> int | None:
+    """The last token's label where it is a class, not the token."""
+    last = int(sample.labels[-1])
+    is_class = last != IGNORE and bool((sample.labels[:-1] == IGNORE).all())
+    return last if is_class and last != sample.input_ids[-1] else None
+
+
+def _digest(sample: Sample) -> int:
+    data = sample.input_ids.tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _from_list(column: pa.Array, row: int) -> npt.NDArray[np.int32]:

@@ -3,49 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from omnilit.types import IGNORE, MicroBatch, Sample
+from omnilit.types import IGNORE, OF_SOURCE, TOKENS, WEIGHT, MicroBatch, Origin, Sample
 
 NUM_FILLER_TOKENS = 2
 
 
-def collate(samples: Sequence[Sample]) -> MicroBatch:
-    """Pack samples one after another, without padding.
-
-    Labels are shifted within each sample: position t predicts token t + 1, and the last
-    position nothing, so that no sample is trained to foresee the next.
+@dataclass(frozen=True, slots=True)
+class CollateSettings:
+    """What a micro-batch holds beside its tokens.
 
     Args:
-        samples: At least one, none empty.
+        pad_to: Tokens that every micro-batch is padded to; None leaves it as it is.
+        sources: Names of the data sources to count tokens of; none where there is one only.
+        has_weights: Carry the weights of labels.
     """
+
+    pad_to: int | None = None
+    sources: tuple[str, ...] = ()
+    has_weights: bool = False
+
+
+PLAIN: Final = CollateSettings()
+
+
+def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> MicroBatch:
+    """Pack samples one after another, without padding unless it is asked for.
+
+    Labels are shifted within each sequence: position t predicts token t + 1, and the last
+    position nothing, so that no sequence is trained to foresee the next. Padding is a segment
+    of its own at the end, without labels.
+
+    Args:
+        samples: At least one, none empty. One with `pair_start` is two sequences.
+        settings: Padding, counts and weights.
+    """
+    lengths = [size for sample in samples for size in _sequence_lengths(sample)]
+    bounds = np.cumsum(lengths)
     input_ids = np.concatenate([s.input_ids for s in samples]).astype(np.int64)
     labels = np.append(np.concatenate([s.labels for s in samples])[1:], IGNORE).astype(np.int64)
-    position_ids = np.concatenate([np.arange(len(s), dtype=np.int64) for s in samples])
-    bounds = np.cumsum([len(s) for s in samples])
     labels[bounds - 1] = IGNORE
-    return MicroBatch(
-        input_ids=torch.from_numpy(input_ids)[None],
-        labels=torch.from_numpy(labels)[None],
-        position_ids=torch.from_numpy(position_ids)[None],
-        bounds=[0, *bounds.tolist()],
-        origins=tuple(s.origin for s in samples),
-        counts={"tokens": int((labels != IGNORE).sum())},
+    weights = _shifted_weights(samples) if settings.has_weights else None
+    is_label = labels != IGNORE
+    counts: dict[str, float] = {TOKENS: int(is_label.sum())}
+    if weights is not None:
+        counts[WEIGHT] = float(weights[is_label].sum(dtype=np.float64))
+    counts |= _count_sources(samples, is_label, settings.sources)
+    num_padding = 0 if settings.pad_to is None else settings.pad_to - len(input_ids)
+    assert num_padding >= 0, "a micro-batch never holds more than its budget"
+    lengths += [num_padding] * (num_padding > 0)
+    return _build(
+        (input_ids, labels, weights),
+        lengths,
+        num_padding,
+        origins=tuple(s.origin for s in samples for _ in _sequence_lengths(s)),
+        counts=counts,
     )
 
 
-def filler() -> MicroBatch:
+def filler(settings: CollateSettings = PLAIN) -> MicroBatch:
     """A micro-batch without labels or origins, where a rank has none in a last window.
 
     It has tokens, so that a rank runs the same collectives as the others.
     """
+    size = NUM_FILLER_TOKENS if settings.pad_to is None else settings.pad_to
+    counts: dict[str, float] = {TOKENS: 0}
+    if settings.has_weights:
+        counts[WEIGHT] = 0.0
+    counts |= {OF_SOURCE + name: 0 for name in settings.sources}
+    labels = np.full(size, IGNORE, np.int64)
+    weights = np.zeros(size, np.float32) if settings.has_weights else None
+    return _build((np.zeros(size, np.int64), labels, weights), [size], 0, origins=(), counts=counts)
+
+
+def _build(
+    columns: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32] | None],
+    lengths: list[int],
+    num_padding: int,
+    *,
+    origins: tuple[Origin, ...],
+    counts: dict[str, float],
+) -> MicroBatch:
+    input_ids, labels, weights = columns
+    if num_padding:
+        input_ids = np.pad(input_ids, (0, num_padding))
+        labels = np.pad(labels, (0, num_padding), constant_values=IGNORE)
+        weights = None if weights is None else np.pad(weights, (0, num_padding))
+    position_ids = np.concatenate([np.arange(size, dtype=np.int64) for size in lengths])
     return MicroBatch(
-        input_ids=torch.zeros((1, NUM_FILLER_TOKENS), dtype=torch.int64),
-        labels=torch.full((1, NUM_FILLER_TOKENS), IGNORE),
-        position_ids=torch.arange(NUM_FILLER_TOKENS)[None],
-        bounds=[0, NUM_FILLER_TOKENS],
-        origins=(),
-        counts={"tokens": 0},
+        input_ids=torch.from_numpy(input_ids)[None],
+        labels=torch.from_numpy(labels)[None],
+        position_ids=torch.from_numpy(position_ids)[None],
+        bounds=[0, *np.cumsum(lengths).tolist()],
+        origins=origins,
+        counts=counts,
+        weights=None if weights is None else torch.from_numpy(weights)[None],
+        num_padding=num_padding,
     )
+
+
+def _sequence_lengths(sample: Sample) -> tuple[int, ...]:
+    if sample.pair_start is None:
+        return (len(sample),)
+    return (sample.pair_start, len(sample) - sample.pair_start)
+
+
+def _shifted_weights(samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
+    ones = (np.ones(len(s), np.float32) if s.weights is None else s.weights for s in samples)
+    return np.append(np.concatenate(list(ones))[1:], np.float32(0))
+
+
+def _count_sources(
+    samples: Sequence[Sample], is_label: npt.NDArray[np.bool_], sources: tuple[str, ...]
+) -> dict[str, float]:
+    if not sources:
+        return {}
+    found = dict.fromkeys((OF_SOURCE + name for name in sources), 0.0)
+    end = 0
+    for sample in samples:
+        start, end = end, end + len(sample)
+        found[OF_SOURCE + sample.origin.source] += int(is_label[start:end].sum())
+    return found

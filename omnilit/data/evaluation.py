@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from omnilit.data.batches import SampleSource, WorkerSettings, load_batches
+from omnilit.data.collate import PLAIN, CollateSettings
+from omnilit.data.items import WindowLayout
 from omnilit.data.packing import first_fit_buffered
-from omnilit.data.window import WindowLayout
 from omnilit.types import MicroBatch
 
 BUFFER_SIZE = 200
@@ -26,6 +27,7 @@ class EvalLoader:
         budget: Tokens that a micro-batch may hold.
         layout: This rank and the number of ranks.
         workers: Processes that collate.
+        settings: What micro-batches hold.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class EvalLoader:
         budget: int,
         layout: WindowLayout,
         workers: WorkerSettings,
+        settings: CollateSettings = PLAIN,
     ) -> None:
+        self.settings = settings
         self.dataset = dataset
         self.layout = layout
         self.workers = workers
@@ -52,4 +56,4 @@ class EvalLoader:
         """The micro-batches of this rank."""
         rank, size = self.layout.data_rank, self.layout.data_size
         bins = [self._plan.get(i * size + rank) for i in range(len(self))]
-        return load_batches(self.dataset, bins, workers=self.workers)
+        return load_batches(self.dataset, bins, workers=self.workers, settings=self.settings)

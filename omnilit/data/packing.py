@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from omnilit.data.warmup import BudgetSchedule
+
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
+CHUNK = 65_536  # samples that are turned into Python numbers at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +27,15 @@ class PlanSettings:
         budget: Tokens that a micro-batch may hold.
         buffer_size: None packs the whole pass by best fit; a number packs in shuffled order
             by first fit, from a buffer of at least so many samples.
+        samples_per_item: Given, a micro-batch is so many samples, whatever their length.
+        drop_last: Leave out the last window of a pass where it is not full.
     """
 
     seed: int
-    budget: int
+    budget: BudgetSchedule
     buffer_size: int | None = None
+    samples_per_item: int | None = None
+    drop_last: bool = False
 
 
 class PassPlan(NamedTuple):
@@ -51,24 +61,85 @@ class PassPlan(NamedTuple):
         return self.samples[self.bounds[index] : self.bounds[index + 1]].tolist()
 
 
-def plan_pass(lengths: npt.NDArray[np.int32], settings: PlanSettings, pass_index: int) -> PassPlan:
-    """The micro-batches of pass `pass_index`, shuffled anew for every pass.
+def make_generator(seed: int, pass_index: int) -> np.random.Generator:
+    """The random numbers of a pass."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, pass_index])))
+
+
+def plan_pass(
+    lengths: npt.NDArray[np.int32],
+    order: Ints,
+    settings: PlanSettings,
+    rng: np.random.Generator,
+    *,
+    first_item: int = 0,
+) -> PassPlan:
+    """The micro-batches of one pass.
+
+    While the budget warms up, samples are packed in their order, and the micro-batches keep
+    theirs; a sample longer than the small budget is a micro-batch of its own.
 
     Args:
-        lengths: Tokens of each sample, none above the budget; [n].
-        settings: Seed, budget and the way of packing.
-        pass_index: 0-based trip through the data.
+        lengths: Tokens of each sample, none above the full budget; [n].
+        order: The samples of the pass, shuffled; one may come more than once.
+        settings: Budget and way of packing.
+        rng: Shuffles the micro-batches.
+        first_item: Micro-batches of all earlier passes.
     """
-    sequence = np.random.SeedSequence([settings.seed, pass_index])
-    rng = np.random.Generator(np.random.Philox(sequence))
-    order = rng.permutation(len(lengths))
+    if settings.samples_per_item is not None:
+        steps = np.arange(0, len(order), settings.samples_per_item, dtype=np.int64)
+        return PassPlan(order, np.append(steps, len(order)))
+    head, order = _pack_warm_up(lengths, order, settings, first_item)
+    if not len(order):
+        return head
     if settings.buffer_size is None:
-        plan = best_fit(lengths, order, budget=settings.budget)
+        plan = best_fit(lengths, order, budget=settings.budget.full)
     else:
         plan = first_fit_buffered(
-            lengths, order, budget=settings.budget, buffer_size=settings.buffer_size
+            lengths, order, budget=settings.budget.full, buffer_size=settings.buffer_size
         )
-    return _reorder(plan, rng.permutation(plan.size))
+    return _join(head, _reorder(plan, rng.permutation(plan.size)))
+
+
+class FirstFit(Generic[T]):
+    """A buffer of samples in their order, from which micro-batches are packed by first fit."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[T, int]] = []
+        self.tokens = 0
+
+    def add(self, sample: T, size: int) -> None:
+        """Put a sample of `size` tokens behind the others."""
+        self.entries.append((sample, size))
+        self.tokens += size
+
+    def is_ready(self, buffer_size: int, budget: int) -> bool:
+        """Whether there is so much to choose from that a micro-batch may be packed."""
+        return len(self.entries) >= buffer_size and self.tokens >= budget
+
+    def take(self, budget: int) -> list[T]:
+        """Take out, in order, every sample that still fits; the first always does."""
+        picked: list[T] = []
+        rest: list[tuple[T, int]] = []
+        room = budget
+        for place, (sample, size) in enumerate(self.entries):
+            if room <= 0:
+                rest.extend(self.entries[place:])
+                break
+            if size <= room or not picked:
+                picked.append(sample)
+                room -= size
+            else:
+                rest.append((sample, size))
+        self.entries = rest
+        self.tokens -= budget - room
+        return picked
+
+    def take_first(self, number: int) -> list[T]:
+        """Take out the first `number` samples, or all where there are fewer."""
+        picked, self.entries = self.entries[:number], self.entries[number:]
+        self.tokens -= sum(size for _, size in picked)
+        return [sample for sample, _ in picked]
 
 
 def best_fit(lengths: npt.NDArray[np.int32], order: Ints, *, budget: int) -> PassPlan:
@@ -79,11 +150,11 @@ def best_fit(lengths: npt.NDArray[np.int32], order: Ints, *, budget: int) -> Pas
 
     Args:
         lengths: Tokens of each sample, 1 to `budget`; [n].
-        order: A permutation of the samples; [n].
+        order: The samples of the pass; [m].
         budget: Tokens that a micro-batch may hold.
     """
-    assert lengths.min() > 0
-    assert lengths.max() <= budget
+    assert lengths[order].min() > 0
+    assert lengths[order].max() <= budget
     placed = order[np.argsort(-lengths[order].astype(np.int64), kind="stable")]
     sizes, counts = np.unique(-lengths[placed].astype(np.int64), return_counts=True)
     bin_of = np.empty(len(placed), dtype=np.int64)
@@ -122,41 +193,39 @@ def first_fit_buffered(
         budget: Tokens that a micro-batch may hold.
         buffer_size: Samples that the buffer holds before it is packed from.
     """
-    bins: list[list[int]] = []
-    buffer: list[tuple[int, int]] = []
-    tokens = 0
-
-    def pack() -> int:
-        picked, rest, room = [], [], budget
-        for place, (sample, size) in enumerate(buffer):
-            if not room:
-                rest.extend(buffer[place:])
-                break
-            if size <= room:
-                picked.append(sample)
-                room -= size
-            else:
-                rest.append((sample, size))
-        buffer[:] = rest
-        bins.append(picked)
-        return budget - room
-
-    for sample, size in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        if len(buffer) >= buffer_size and tokens >= budget:
-            tokens -= pack()
-        buffer.append((sample, size))
-        tokens += size
-    while buffer:
-        pack()
-    return from_bins(bins)
+    buffer, bins = FirstFit[int](), _Bins()
+    for sample, size in _entries(lengths, order):
+        if buffer.is_ready(buffer_size, budget):
+            bins.add(buffer.take(budget))
+        buffer.add(sample, size)
+    while buffer.entries:
+        bins.add(buffer.take(budget))
+    return bins.build()
 
 
-def from_bins(bins: list[list[int]]) -> PassPlan:
+def from_bins(found: list[list[int]]) -> PassPlan:
     """A plan of the given micro-batches."""
-    sizes = [len(members) for members in bins]
-    flat = [sample for members in bins for sample in members]
-    bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return PassPlan(np.asarray(flat, dtype=np.int64), bounds)
+    bins = _Bins()
+    for members in found:
+        bins.add(members)
+    return bins.build()
+
+
+class _Bins:
+    """Micro-batches as they are found, in numbers rather than objects."""
+
+    def __init__(self) -> None:
+        self._samples, self._ends = array("q"), array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, samples: list[int]) -> None:
+        self._samples.extend(samples)
+        self._ends.append(len(self._samples))
+
+    def build(self) -> PassPlan:
+        return PassPlan(np.array(self._samples, np.int64), np.array(self._ends, np.int64))
 
 
 class _Room:
@@ -187,6 +256,40 @@ class _Room:
         if room not in self._bins:
             insort(self._rooms, room)
         self._bins.setdefault(room, []).append(bins)
+
+
+def _entries(lengths: npt.NDArray[np.int32], order: Ints) -> Iterator[tuple[int, int]]:
+    for start in range(0, len(order), CHUNK):
+        part = order[start : start + CHUNK]
+        yield from zip(part.tolist(), lengths[part].tolist(), strict=True)
+
+
+def _pack_warm_up(
+    lengths: npt.NDArray[np.int32], order: Ints, settings: PlanSettings, first_item: int
+) -> tuple[PassPlan, Ints]:
+    """The micro-batches of the warm-up in this pass, and the samples that are left."""
+    schedule, bins, buffer = settings.budget, _Bins(), FirstFit[int]()
+    num_warm = schedule.num_items - first_item
+    if num_warm <= 0:
+        return bins.build(), order
+    buffer_size, taken = settings.buffer_size or 1, 0
+    for sample, size in _entries(lengths, order):
+        if len(bins) >= num_warm:
+            break
+        buffer.add(sample, size)
+        taken += 1
+        budget = schedule.budget(first_item + len(bins))
+        if buffer.is_ready(buffer_size, budget):
+            bins.add(buffer.take(budget))
+    while buffer.entries and len(bins) < num_warm:
+        bins.add(buffer.take(schedule.budget(first_item + len(bins))))
+    waiting = np.array([sample for sample, _ in buffer.entries], np.int64)
+    return bins.build(), np.concatenate([waiting, order[taken:]])
+
+
+def _join(head: PassPlan, tail: PassPlan) -> PassPlan:
+    samples = np.concatenate([head.samples, tail.samples])
+    return PassPlan(samples, np.concatenate([head.bounds, tail.bounds[1:] + len(head.samples)]))
 
 
 def _reorder(plan: PassPlan, order: Ints) -> PassPlan:

@@ -6,32 +6,44 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict, TypeVar
 
-from omnilit.data.cache import COMPLETE, FORMAT, INFO, SampleWriter, publish
+import pyarrow as pa
+
+from omnilit.data.cache import COMPLETE, FORMAT, INFO, SCHEMA, TokenFile, pack_batch, publish
 from omnilit.data.encode import get_backend
-from omnilit.data.labels import count_targets
-from omnilit.data.sources import open_data, read_jsonl
+from omnilit.data.files import DataFile, file_size, fingerprint
+from omnilit.data.pool import count_cpus, map_in_order
+from omnilit.data.quarantine import (
+    BadRecord,
+    check_bad_fraction,
+    read_quarantine,
+    write_bad,
+)
+from omnilit.data.readers import RawRow, parse_row, read_rows
 from omnilit.data.transforms import (
-    ConversationTransform,
-    PlaintextTransform,
+    Outcome,
+    Transform,
     TransformSettings,
     build_transform,
-    resolve_settings,
+    encode_or_skip,
 )
 from omnilit.errors import DataError
 from omnilit.logging import get_logger
-from omnilit.types import Sample
+from omnilit.types import Record
 
 if TYPE_CHECKING:  # workers import this package, and need no tokenizer
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-RECORDS_PER_BATCH: Final = 256
+ROWS_PER_BATCH: Final = 512
+# Below this, starting processes takes longer than they save
+MIN_BYTES_FOR_WORKERS: Final = 8 * 2**20
 PART: Final = "tokens-00000.arrow"
+BAD: Final = "bad.jsonl"
 
 logger = get_logger(__name__)
 
@@ -44,30 +56,42 @@ class PrepareRequest:
         files: Data files, in order.
         transform: How records become samples.
         cache_dir: Where prepared data is kept.
-        source: Name of the data source, for the origin of every sample.
+        source: Name of the data source, for messages and bad records.
+        silent_exception: Skip bad records.
+        max_bad_fraction: Share of them that stops all the same.
+        num_workers: Processes that tokenise; None for as many as there are processors, where
+            the files are large enough to pay for them.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[DataFile, ...]
     transform: TransformSettings
     cache_dir: Path
     source: str = "train"
+    silent_exception: bool = False
+    max_bad_fraction: float = 0.01
+    num_workers: int | None = None
 
 
 class PreparedInfo(TypedDict):
     """What was prepared, ready for JSON.
 
-    `num_unsupervised` counts the samples of which no token is trained, `num_truncated` and
-    `num_dropped` the records longer than `max_seq_len`.
+    Records are counted by what became of them: `num_truncated` and `num_cut` lost tokens (the
+    latter within a message), `num_dropped` were longer than `max_seq_len`, truncation left
+    `num_unsupervised` nothing to train, `num_bad` could not be used.
     """
 
     path: str
+    source: str
     num_records: int
     num_samples: int
     num_tokens: int
     num_targets: int
     num_truncated: int
+    num_cut: int
     num_dropped: int
     num_unsupervised: int
+    num_bad: int
+    num_weighted: int
 
 
 @dataclass(slots=True)
@@ -77,15 +101,40 @@ class _Counts:
     num_tokens: int = 0
     num_targets: int = 0
     num_truncated: int = 0
+    num_cut: int = 0
     num_dropped: int = 0
     num_unsupervised: int = 0
+    num_bad: int = 0
+    num_weighted: int = 0
 
-    def add(self, sample: Sample) -> None:
-        targets = count_targets(sample)
-        self.num_samples += 1
-        self.num_tokens += len(sample)
-        self.num_targets += targets
-        self.num_unsupervised += not targets
+    def add(self, other: _Counts) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class _Work(NamedTuple):
+    """What every worker holds."""
+
+    transform: Transform
+    files: tuple[str, ...]
+    source: str
+    is_silent: bool
+
+
+class _Rows(NamedTuple):
+    """Rows of one file, and whether they are its first."""
+
+    file: int
+    rows: list[RawRow]
+    is_first: bool
+
+
+class _Done(NamedTuple):
+    """What became of some rows; the batch is serialised."""
+
+    batch: bytes
+    counts: _Counts
+    bad: tuple[BadRecord, ...]
 
 
 def prepare(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> PreparedInfo:
@@ -99,8 +148,8 @@ def prepare(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> Prep
         Where the samples are (see `open_prepared`) and how many.
 
     Raises:
-        DataError: A record cannot be used, the data set is empty, a file has nothing to train
-            on, or the cache cannot be written.
+        DataError: A record cannot be used and must not be skipped, too many cannot be used, the
+            data set is empty, or the cache cannot be written.
         ConfigError: The tokenizer or template cannot be used.
     """
     transform = build_transform(request.transform, tokenizer)
@@ -116,90 +165,144 @@ def prepare(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> Prep
                 file=str(request.cache_dir),
             ) from error
         logger.info("tokenised %s in %.1f s", request.source, time.perf_counter() - started)
-    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    return PreparedInfo(path=str(folder), **info["counts"])
+    found = json.loads((folder / INFO).read_text(encoding="utf-8"))["counts"]
+    info = PreparedInfo(path=str(folder), source=request.source, **found)
+    if info["num_bad"] and not request.silent_exception:  # prepared by somebody who skips
+        bad = next(read_bad(info))
+        raise DataError(problem=bad.reason, fix=bad.fix, file=bad.file, row=bad.row)
+    check_bad_fraction(info["num_bad"], info["num_records"], limit=request.max_bad_fraction)
+    return info
+
+
+def read_bad(info: PreparedInfo) -> Iterator[BadRecord]:
+    """The records that were skipped."""
+    found = read_quarantine(Path(info["path"]) / BAD)
+    return (record._replace(source=info["source"]) for record in found)
 
 
 def cache_key(
-    request: PrepareRequest,
-    transform: ConversationTransform | PlaintextTransform,
-    tokenizer: PreTrainedTokenizerBase,
+    request: PrepareRequest, transform: Transform, tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """A name for the result: equal exactly when all that it depends on is.
-
-    Contents count, not times: a file that was copied is found again, and one that changed
-    within the clock's tick is not mistaken. Reading is a fraction of tokenising.
-    """
-    template = transform.template if isinstance(transform, ConversationTransform) else None
+    """A name for the result: equal exactly when all that it depends on is."""
+    template = transform.template
+    settings = replace(request.transform, chat_template=template.name if template else "")
     parts = {
         "format": FORMAT,
-        "source": request.source,
-        "files": [(str(file), _digest(file)) for file in request.files],
+        "files": [(file.path, file.format, fingerprint(file)) for file in request.files],
         "tokenizer": get_backend(tokenizer).to_str(),
         "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
         "template": template.jinja if template else "",
-        "transform": asdict(resolve_settings(request.transform, template)),
+        "transform": asdict(settings),
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _write(
-    request: PrepareRequest, transform: ConversationTransform | PlaintextTransform, folder: Path
-) -> None:
-    found: list[_Counts] = []
+def encode_rows(work: _Work, rows: _Rows) -> _Done:
+    """Parse, tokenise and pack some rows; runs in worker processes."""
+    path = work.files[rows.file]
+    records: list[Record] = []
+    bad: list[BadRecord] = []
+    for raw in rows.rows:
+        try:
+            records.append(parse_row(raw, file=path, source=work.source))
+        except DataError as error:
+            if not work.is_silent:
+                raise
+            bad.append(BadRecord.of(error, source=work.source, file=path, row=raw.row))
+    outcome = Outcome([])
+    if records:
+        outcome = encode_or_skip(work.transform, records, is_silent=work.is_silent)
+        if rows.is_first:
+            _check_first(work, records, {record.row for record in outcome.bad})
+    bad += outcome.bad
+    batch = pack_batch([(sample, rows.file) for sample in outcome.samples])
+    counts = _Counts(
+        num_records=len(rows.rows),
+        num_samples=batch.num_rows,
+        num_tokens=int(batch.column("num_tokens").to_numpy().sum()),
+        num_targets=int(batch.column("num_targets").to_numpy().sum()),
+        num_truncated=outcome.num_truncated,
+        num_cut=outcome.num_cut,
+        num_dropped=outcome.num_dropped,
+        num_unsupervised=outcome.num_unsupervised,
+        num_bad=len(bad),
+        num_weighted=sum(sample.weights is not None for sample in outcome.samples),
+    )
+    return _Done(_to_bytes(batch), counts, tuple(bad))
+
+
+def _check_first(work: _Work, records: list[Record], bad_rows: set[int]) -> None:
+    """Decode what is trained of a file's first good record: its template and tokenizer agree."""
+    good = (record for record in records if record.origin.row not in bad_rows)
+    if (first := next(good, None)) is not None:
+        work.transform.check(first)
+
+
+def _write(request: PrepareRequest, transform: Transform, folder: Path) -> None:
+    paths = tuple(file.path for file in request.files)
+    work = _Work(transform, paths, request.source, request.silent_exception)
+    total, by_file = _Counts(), [_Counts() for _ in paths]
+    batches = chain.from_iterable(map(_batch_rows, range(len(paths)), request.files))
+    read: list[int] = []  # the file of each batch under way
     with publish(folder) as staged:
-        with SampleWriter(staged / PART) as writer:
-            for index, file in enumerate(request.files):
-                counts = _write_file(request, transform, writer, index)
-                if counts.num_samples and not counts.num_targets:
-                    raise DataError(
-                        problem="no token in the whole file is trained",
-                        fix="check loss_mask, data.truncation_side and data.max_seq_len",
-                        file=str(file),
-                    )
-                found.append(counts)
-        total = _sum(found)
-        if not total.num_samples:
-            names = ", ".join(map(str, request.files))
-            raise DataError(
-                problem=f"the data set is empty: {total.num_records} records, "
-                f"{total.num_dropped} of them dropped for their length",
-                fix="add records, or raise data.max_seq_len",
-                file=names,
+        with TokenFile(staged / PART) as tokens:
+            done = map_in_order(
+                encode_rows,
+                work,
+                _noted(batches, read),
+                num_workers=_choose_workers(request),
+                preload=__name__,
             )
-        info = {
-            "source": request.source,
-            "files": [str(file) for file in request.files],
-            "parts": [PART],
-            "counts": asdict(total),
-        }
+            for one in done:
+                tokens.write(_from_bytes(one.batch))
+                total.add(one.counts)
+                by_file[read.pop(0)].add(one.counts)
+                write_bad(staged / BAD, one.bad)
+                limit = request.max_bad_fraction
+                check_bad_fraction(total.num_bad, total.num_records, limit=limit, is_final=False)
+        _check_counts(request, total, by_file)
+        info = {"files": list(paths), "parts": [PART], "counts": asdict(total)}
         (staged / INFO).write_text(json.dumps(info), encoding="utf-8")
 
 
-def _write_file(
-    request: PrepareRequest,
-    transform: ConversationTransform | PlaintextTransform,
-    writer: SampleWriter,
-    index: int,
-) -> _Counts:
-    counts = _Counts()
-    records = read_jsonl(request.files[index], source=request.source)
-    for batch in _batched(records, RECORDS_PER_BATCH):
-        if not counts.num_records:
-            transform.check(batch[0])
-        outcome = transform.encode(batch)
-        counts.num_records += len(batch)
-        counts.num_truncated += outcome.num_truncated
-        counts.num_dropped += outcome.num_dropped
-        for sample in (sample for samples in outcome.samples for sample in samples):
-            counts.add(sample)
-            writer.write(sample, file=index)
-    return counts
+def _check_counts(request: PrepareRequest, total: _Counts, by_file: list[_Counts]) -> None:
+    for file, counts in zip(request.files, by_file, strict=True):
+        if counts.num_unsupervised and not counts.num_targets:
+            raise DataError(
+                problem="no token in the whole file is trained",
+                fix="check loss_mask, data.truncation_side and data.max_seq_len",
+                file=file.path,
+            )
+    is_checked_only = request.transform.data_type == "diffusion" and total.num_records
+    if not total.num_samples and not is_checked_only:
+        raise DataError(
+            problem=f"the data set is empty: {total.num_records} records, {total.num_dropped} of "
+            f"them dropped for their length and {total.num_bad} bad",
+            fix="add records, or raise data.max_seq_len",
+            file=", ".join(file.path for file in request.files),
+        )
 
 
-def _sum(counts: list[_Counts]) -> _Counts:
-    names = [field.name for field in fields(_Counts)]
-    return _Counts(**{name: sum(getattr(c, name) for c in counts) for name in names})
+def _choose_workers(request: PrepareRequest) -> int:
+    if request.num_workers is not None:
+        return request.num_workers
+    sizes = [file_size(file) for file in request.files]
+    if None not in sizes and sum(size or 0 for size in sizes) < MIN_BYTES_FOR_WORKERS:
+        return 0
+    return count_cpus()
+
+
+def _batch_rows(index: int, file: DataFile) -> Iterator[_Rows]:
+    is_first = True
+    for rows in _batched(read_rows(file), ROWS_PER_BATCH):
+        yield _Rows(index, rows, is_first)
+        is_first = False
+
+
+def _noted(batches: Iterable[_Rows], read: list[int]) -> Iterator[_Rows]:
+    for batch in batches:
+        read.append(batch.file)
+        yield batch
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -208,6 +311,9 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _digest(file: Path) -> str:
-    with open_data(file) as data:
-        return hashlib.file_digest(data, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _to_bytes(batch: pa.RecordBatch) -> bytes:
+    return batch.serialize().to_pybytes()
+
+
+def _from_bytes(data: bytes) -> pa.RecordBatch:
+    return pa.ipc.read_record_batch(pa.py_buffer(data), SCHEMA)

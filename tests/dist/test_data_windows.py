@@ -20,23 +20,30 @@ def _read(folder: str) -> list[tuple[list[int], float, int]]:
 
     from omnilit.data.batches import WorkerSettings
     from omnilit.data.cache import open_prepared
+    from omnilit.data.epochs import EpochLength
+    from omnilit.data.files import DataFile
+    from omnilit.data.items import WindowLayout
     from omnilit.data.packing import PlanSettings
+    from omnilit.data.planned import PlannedItems
     from omnilit.data.prepare import PrepareRequest, prepare
     from omnilit.data.transforms import TransformSettings
-    from omnilit.data.window import TrainLoader, WindowLayout
+    from omnilit.data.warmup import BudgetSchedule
+    from omnilit.data.window import TrainLoader
     from omnilit.parallel.collectives import run_on_first, sum_or_raise
 
-    files, cache = (Path(folder) / "data.jsonl",), Path(folder) / "cache"
+    files = (DataFile(f"{folder}/data.jsonl", "jsonl"),)
+    cache = Path(folder) / "cache"
     request = PrepareRequest(files, TransformSettings(max_seq_len=64), cache)
     info = run_on_first(lambda: prepare(request, build_tokenizer()), name="prepare")
-    loader = TrainLoader(
+    layout = WindowLayout(dist.get_rank(), dist.get_world_size(), 2)
+    items = PlannedItems(
         open_prepared(info["path"]),
-        plan=PlanSettings(0, 64),
-        layout=WindowLayout(dist.get_rank(), dist.get_world_size(), 2),
-        train_size=None,
+        PlanSettings(0, BudgetSchedule(64)),
         workers=WorkerSettings(1),
-        reduce_counts=sum_or_raise,
+        fingerprint=info["path"],
+        num_items=layout.num_items,
     )
+    loader = TrainLoader(items, layout=layout, epochs=EpochLength(None), reduce_counts=sum_or_raise)
     read = []
     for batch in loader:
         assert batch.stamp is not None
@@ -63,17 +70,26 @@ def _meet_a_fault(num_workers: int) -> tuple[str, str]:
     import torch.distributed as dist
 
     from omnilit.data.batches import WorkerSettings
+    from omnilit.data.collate import CollateSettings
+    from omnilit.data.epochs import EpochLength
+    from omnilit.data.items import WindowLayout
     from omnilit.data.packing import PlanSettings
-    from omnilit.data.window import TrainLoader, WindowLayout
+    from omnilit.data.planned import PlannedItems
+    from omnilit.data.warmup import BudgetSchedule
+    from omnilit.data.window import TrainLoader
     from tests.helpers.samples import CountingSource
 
-    loader = TrainLoader(
+    items = PlannedItems(
         CountingSource([4] * 12, faulty=5 if dist.get_rank() == 1 else -1),
-        plan=PlanSettings(0, 4),
-        layout=WindowLayout(0, 1, 2),  # each reads everything, so the fault comes on one only
-        train_size=None,
+        PlanSettings(0, BudgetSchedule(4)),
         workers=WorkerSettings(num_workers),
+        fingerprint="twelve",
+        num_items=2,
+        # other counts than those of the plainest loader must reach the sum in an error, too
+        collate=CollateSettings(sources=("train",), has_weights=True),
     )
+    # each reads everything, so the fault comes on one only
+    loader = TrainLoader(items, layout=WindowLayout(0, 1, 2), epochs=EpochLength(None))
     try:
         list(loader)
     except Exception as error:  # the test wants whatever comes

@@ -13,7 +13,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from omnilit.data.cache import open_prepared, publish
-from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare
+from omnilit.data.files import DataFile
+from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare, read_bad
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.errors import DataError
 from omnilit.types import IGNORE, Origin, Record
@@ -22,14 +23,18 @@ from tests.helpers.tokenizers import CHATML, build_tokenizer
 Write = Callable[..., Path]
 
 
-def _chat(answer: str) -> dict[str, object]:
+SAID = {"role": "assistant", "content": "a"}
+
+
+def _chat(answer: str) -> dict[str, list[dict[str, str]]]:
     user = {"role": "user", "content": "the question"}
     return {"messages": [user, {"role": "assistant", "content": answer}]}
 
 
 @pytest.fixture
 def request_for(tmp_path: Path) -> Callable[..., PrepareRequest]:
-    def build(*files: Path, **settings: object) -> PrepareRequest:
+    def build(*paths: Path, **settings: object) -> PrepareRequest:
+        files = tuple(DataFile(str(path), "jsonl") for path in paths)
         transform = replace(TransformSettings(), **settings)  # type: ignore[arg-type]
         return PrepareRequest(files, transform, tmp_path / "cache", "train")
 
@@ -42,7 +47,7 @@ def test_prepared_samples_are_those_of_the_transform_with_their_origins(
     tokenizer: PreTrainedTokenizerFast,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("omnilit.data.cache.ROWS_PER_BATCH", 8)
+    monkeypatch.setattr("omnilit.data.prepare.ROWS_PER_BATCH", 8)
     rows = [_chat("word " * (i % 5)) for i in range(19)]
     files = (write_jsonl(rows, "a.jsonl"), write_jsonl([_chat("b")], "b.jsonl"))
     info = prepare(request_for(*files), tokenizer)
@@ -53,7 +58,8 @@ def test_prepared_samples_are_those_of_the_transform_with_their_origins(
         sample = data[index]
         is_last = index == len(rows)
         origin = Origin("train", str(files[is_last]), 1 if is_last else index + 1)
-        (expected,) = transform(Record(_chat("b") if is_last else rows[index], origin))
+        one = Record(_chat("b") if is_last else rows[index], origin)
+        (expected,) = transform.encode([one]).samples
         assert sample.origin == origin
         assert sample.input_ids.tolist() == expected.input_ids.tolist()
         assert sample.labels.tolist() == expected.labels.tolist()
@@ -95,7 +101,7 @@ def test_the_same_request_is_found_and_any_other_is_not(
     request = request_for(file)
     first = prepare(request, tokenizer)
     _mark(first)
-    again = prepare(request_for(file, text_key="messages", chat_template="tokenizer"), tokenizer)
+    again = prepare(request_for(file, chat_template="tokenizer"), tokenizer)
     assert _is_marked(again)  # the defaults, written out
     assert again == first
     for other in (
@@ -103,7 +109,7 @@ def test_the_same_request_is_found_and_any_other_is_not(
         request_for(file, truncation_side="left"),
         request_for(file, overlong="drop"),
         request_for(file, chat_template="plain"),
-        replace(request, source="eval"),
+        request_for(file, text_keys=("messages",)),
         request_for(write_jsonl([_chat("x")], "other.jsonl")),
     ):
         assert not _is_marked(prepare(other, tokenizer))
@@ -132,7 +138,7 @@ def test_what_was_cut_dropped_or_left_without_a_label_is_counted(
     whole = prepare(request_for(file), tokenizer)
     assert (whole["num_truncated"], whole["num_unsupervised"]) == (0, 0)
     cut = prepare(request_for(file, max_seq_len=60), tokenizer)
-    assert (cut["num_truncated"], cut["num_unsupervised"], cut["num_samples"]) == (2, 1, 3)
+    assert (cut["num_truncated"], cut["num_unsupervised"], cut["num_samples"]) == (2, 1, 2)
     dropped = prepare(request_for(file, max_seq_len=60, overlong="drop"), tokenizer)
     assert (dropped["num_dropped"], dropped["num_samples"], dropped["num_records"]) == (2, 1, 3)
 
@@ -157,10 +163,10 @@ def test_data_that_cannot_train_is_refused_and_leaves_nothing_behind(
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
 ):
-    muted = {"messages": [{"role": "assistant", "content": "x", "loss_mask": 0}]}
-    good, silent = write_jsonl([_chat("x")]), write_jsonl([muted] * 3, "silent.jsonl")
+    late = {"messages": [{"role": "user", "content": "z " * 99}, *_chat("x")["messages"][1:]]}
+    good, silent = write_jsonl([_chat("x")]), write_jsonl([late] * 3, "silent.jsonl")
     with pytest.raises(DataError, match=r"silent\.jsonl: no token in the whole file is trained"):
-        prepare(request_for(good, silent), tokenizer)
+        prepare(request_for(good, silent, max_seq_len=60), tokenizer)
     with pytest.raises(DataError, match=r"empty\.jsonl: the data set is empty: 0 records"):
         prepare(request_for(write_jsonl([], "empty.jsonl")), tokenizer)
     with pytest.raises(DataError, match="1 records, 1 of them dropped for their length"):
@@ -202,3 +208,72 @@ def test_of_two_that_publish_the_same_folder_the_first_stays(tmp_path: Path):
             (early / "who").write_text("early")
     assert (tmp_path / "f" / "who").read_text() == "early"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.fixture
+def spoilt(write_jsonl: Write) -> Path:
+    return write_jsonl([_chat("x"), "{", _chat("y"), '{"messages": 3}', _chat("z")])
+
+
+def test_bad_records_are_skipped_told_and_limited(
+    spoilt: Path, request_for: Callable[..., PrepareRequest], tokenizer: PreTrainedTokenizerFast
+):
+    request = replace(request_for(spoilt), silent_exception=True, max_bad_fraction=0.4)
+    info = prepare(request, tokenizer)
+    assert (info["num_records"], info["num_samples"], info["num_bad"]) == (5, 3, 2)
+    bad = list(read_bad(info))
+    assert [(one.row, one.source, one.reason.split(" (")[0]) for one in bad] == [
+        (2, "train", "the line is not JSON"),
+        (4, "train", "the field 'messages' is a int, not a list of messages"),
+    ]
+    rows = [open_prepared(info["path"])[i].origin.row for i in range(3)]
+    assert rows == [1, 3, 5]
+    # found in the cache, and judged by the limit and the choice of today
+    with pytest.raises(DataError, match=r"2 of 5 records are bad, more than .+: 0\.39"):
+        prepare(replace(request, max_bad_fraction=0.39), tokenizer)
+    with pytest.raises(DataError, match=r"data\.jsonl:2: the line is not JSON"):
+        prepare(replace(request, silent_exception=False), tokenizer)
+
+
+def test_workers_prepare_what_one_process_prepares(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+):
+    rows = [_chat("word " * (i % 7)) for i in range(1300)]
+    request = request_for(write_jsonl(rows))
+    alone = open_prepared(prepare(request, tokenizer)["path"])
+    other = replace(request, num_workers=2, cache_dir=tmp_path / "other")
+    helped = open_prepared(prepare(other, tokenizer)["path"])
+    assert len(alone) == len(helped) == 1300
+    for index in range(0, 1300, 97):
+        assert alone[index].origin == helped[index].origin
+        assert alone[index].labels.tolist() == helped[index].labels.tolist()
+
+
+def test_weights_pairs_and_classes_come_back_from_the_cache(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    weighted = {"messages": [*_chat("x")["messages"], {**SAID, "weight": 0.5}]}
+    cases = {
+        "conversation": weighted,
+        "dpo": {"prompt": "q", "chosen": "a", "rejected": "b"},
+        "classification": {"text": "some words", "label": 5},
+    }
+    for kind, row in cases.items():
+        file = write_jsonl([row], f"{kind}.jsonl")
+        info = prepare(request_for(file, data_type=kind), tokenizer)
+        transform = build_transform(TransformSettings(kind), tokenizer)
+        origin = Origin("train", str(file), 1)
+        (expected,) = transform.encode([Record(row, origin)]).samples
+        found = open_prepared(info["path"])[0]
+        assert found.labels.tolist() == expected.labels.tolist()
+        assert found.pair_start == expected.pair_start
+        is_label = expected.labels != IGNORE
+        if expected.weights is not None:
+            assert found.weights is not None
+            assert found.weights[is_label].tolist() == expected.weights[is_label].tolist()
+        assert info["num_weighted"] == (kind == "conversation")

@@ -15,16 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnilit.data.batches import WorkerSettings
+from omnilit.data.epochs import EpochLength, EpochProgress
 from omnilit.data.evaluation import EvalLoader
+from omnilit.data.items import WindowLayout
 from omnilit.data.packing import PlanSettings
-from omnilit.data.window import TrainLoader, WindowLayout, steps_per_epoch
+from omnilit.data.planned import PlannedItems
+from omnilit.data.warmup import BudgetSchedule
+from omnilit.data.window import TrainLoader
 from omnilit.errors import ConfigError, DataError
 from omnilit.types import MicroBatch
 from tests.helpers.samples import CountingSource
 
 BUDGET = 16
 LENGTHS = np.random.default_rng(5).integers(1, BUDGET + 1, 61).tolist()
-PLAN = PlanSettings(seed=7, budget=BUDGET)
+PLAN = PlanSettings(7, BudgetSchedule(BUDGET))
 
 
 def _loader(
@@ -38,14 +42,22 @@ def _loader(
     plan: PlanSettings = PLAN,
     source: CountingSource | None = None,
 ) -> TrainLoader:
-    return TrainLoader(
-        source or CountingSource(LENGTHS),
-        plan=plan,
-        layout=WindowLayout(rank, ranks, window),
-        train_size=steps * plan.budget * ranks * window if steps else None,
-        max_steps=max_steps,
+    layout = WindowLayout(rank, ranks, window)
+    data = source or CountingSource(LENGTHS)
+    items = PlannedItems(
+        data,
+        plan,
         workers=WorkerSettings(num_workers),
+        fingerprint=str(data.lengths.tolist()),
+        num_items=layout.num_items,
     )
+    size = steps * items.budget * layout.num_items if steps else None
+    return TrainLoader(items, layout=layout, epochs=EpochLength(size, max_steps))
+
+
+def _planned(loader: TrainLoader) -> PlannedItems:
+    assert isinstance(loader.items, PlannedItems)
+    return loader.items
 
 
 def _rows(batches: Iterable[MicroBatch]) -> list[tuple[int, ...]]:
@@ -77,11 +89,19 @@ def test_equal_windows_are_the_same_steps_on_any_layout():
     assert [sorted(w) for w in one] == [sorted(w) for w in two] == [sorted(w) for w in four]
 
 
-def test_rank_r_takes_the_items_i_times_ranks_plus_r():
-    items = _rows(_loader())
-    for rank in (0, 1, 2):
-        rows = _rows(_loader(rank, 3, 2))
-        assert rows[:4] == [items[rank], items[3 + rank], items[6 + rank], items[9 + rank]]
+def test_ranks_that_wait_for_each_other_have_alike_costs():
+    ranks, window = 3, 4
+    plan = _planned(_loader(window=12)).plan(0)
+    dealt = [_rows(_loader(rank, ranks, window)) for rank in range(ranks)]
+    for start in range(0, 12, 12):
+        items = [tuple(plan.get(start + i)) for i in range(12)]
+        costs = {item: sum(LENGTHS[row] ** 2 for row in item) for item in items}
+        turns = [[rows[i] for rows in dealt] for i in range(window)]
+        assert sorted(item for turn in turns for item in turn) == sorted(items)
+        waits = sum(max(costs[item] for item in turn) for turn in turns)
+        in_order = sum(max(costs[items[i * 3 + r]] for r in range(3)) for i in range(window))
+        dearest_first = sorted(costs.values(), reverse=True)
+        assert waits == sum(dearest_first[::3]) <= in_order
 
 
 def test_only_the_last_window_of_a_pass_is_filled():
@@ -110,7 +130,7 @@ def test_every_pass_is_in_another_order_and_whole():
 
 @pytest.mark.parametrize("buffer_size", [None, 3])
 def test_without_a_budget_an_epoch_is_a_pass_and_its_length_is_known(buffer_size: int | None):
-    loader = _loader(window=3, plan=PlanSettings(7, BUDGET, buffer_size))
+    loader = _loader(window=3, plan=PlanSettings(7, BudgetSchedule(BUDGET), buffer_size))
     total = loader.count_windows(5)
     windows = 0
     for _ in range(5):
@@ -133,7 +153,7 @@ def test_max_steps_caps_an_epoch_and_the_next_goes_on_behind_it():
     raised = _loader(window=2, steps=5, max_steps=4)
     loader = _loader(window=2, steps=5, max_steps=3)
     seen = _rows(loader)
-    raised.load_state_dict(loader.state_dict())
+    raised.load_state_dicts([loader.state_dict()])
     assert raised.epoch_steps == (3, 1)
     assert seen + _rows(raised) == whole[:8], "a raised limit goes on with the same epoch"
 
@@ -201,7 +221,7 @@ def test_a_resume_on_another_layout_loses_and_repeats_nothing(
     rest = []
     for rank in range(after[0]):
         resumed = _loader(rank, *after)
-        resumed.load_state_dict(states[0])
+        resumed.load_state_dicts([states[0]])
         done, left = resumed.epoch_steps
         assert done == windows
         if left:
@@ -221,7 +241,7 @@ def test_a_resumed_run_continues_at_the_next_window_whatever_was_fetched_ahead(n
     state = pickle.loads(pickle.dumps(stopped.state_dict()))
     del iterator
     resumed = _loader(window=2, steps=50, num_workers=num_workers)
-    resumed.load_state_dict(state)
+    resumed.load_state_dicts([state])
     assert len(resumed) == 100
     assert seen + _rows(resumed) == whole
     assert len(_rows(resumed)) == 100, "the epoch after it is whole again"
@@ -241,7 +261,7 @@ def test_larger_steps_end_an_epoch_that_is_a_pass_where_the_pass_ends():
     stop = num_items * 5 // 8  # more steps than the epoch has at two items a step
     seen, state = _stop(_loader(), stop)
     resumed = _loader(window=2)
-    resumed.load_state_dict(state)
+    resumed.load_state_dicts([state])
     left = -(-(num_items - stop) // 2)
     assert resumed.epoch_steps == (stop, left)
     assert len(resumed) == (stop + left) * 2
@@ -268,7 +288,7 @@ def test_a_token_budget_holds_over_another_size_of_steps(
     loader = _loader(window=before, steps=40 // before)
     _, state = _stop(loader, epochs * 40 // before + expected[0])
     resumed = _loader(window=after, steps=40 // after)
-    resumed.load_state_dict(state)
+    resumed.load_state_dicts([state])
     assert resumed.epoch_steps == expected
     assert len(_rows(resumed)) == expected[1] * after
     assert len(_rows(resumed)) == 40, "the next epoch is whole"
@@ -278,7 +298,7 @@ def test_another_budget_is_measured_against_the_tokens_of_the_epoch_so_far():
     _, state = _stop(_loader(window=2, steps=20), 15)
     for steps, left in ((16, 1), (15, 0), (10, 0)):
         resumed = _loader(window=2, steps=steps)
-        resumed.load_state_dict(state)
+        resumed.load_state_dicts([state])
         assert resumed.epoch_steps == (15, left)
         assert len(_rows(resumed)) == (left or steps) * 2
 
@@ -287,19 +307,19 @@ def test_another_budget_is_measured_against_the_tokens_of_the_epoch_so_far():
 def test_max_steps_is_compared_with_the_steps_that_were_run(max_steps: int, left: int):
     _, state = _stop(_loader(window=1, steps=40, max_steps=5), 5)
     resumed = _loader(window=2, steps=20, max_steps=max_steps)
-    resumed.load_state_dict(state)
+    resumed.load_state_dicts([state])
     assert resumed.epoch_steps == (5, left)
     assert len(_rows(resumed)) == (left or max_steps) * 2
 
 
 def test_passes_of_unequal_length_keep_their_own_length_over_a_resume():
-    plan = PlanSettings(0, BUDGET, 5)
+    plan = PlanSettings(0, BudgetSchedule(BUDGET), 5)
     loader = _loader(plan=plan)
     sizes = [len(_rows(loader)) for _ in range(6)]
     longer = next(i for i in range(1, 6) if sizes[i] > sizes[0])
     _, state = _stop(_loader(plan=plan), sum(sizes[:longer]) + sizes[0])
     resumed = _loader(plan=plan)
-    resumed.load_state_dict(state)
+    resumed.load_state_dicts([state])
     assert resumed.epoch_steps == (sizes[0], sizes[longer] - sizes[0])
     assert len(_rows(resumed)) == sizes[longer] - sizes[0]
 
@@ -307,16 +327,16 @@ def test_passes_of_unequal_length_keep_their_own_length_over_a_resume():
 def test_passes_per_epoch_do_not_depend_on_what_a_resume_left_behind():
     _, state = _stop(_loader(), 20)
     resumed = _loader(window=4)
-    resumed.load_state_dict(state)
+    resumed.load_state_dicts([state])
     assert resumed.passes_per_epoch == 1.0
 
 
 def test_a_resume_with_another_size_of_steps_says_so(caplog: pytest.LogCaptureFixture):
     _, state = _stop(_loader(steps=40), 30)
     with caplog.at_level("INFO", logger="omnilit"):
-        _loader(steps=40).load_state_dict(state)
+        _loader(steps=40).load_state_dicts([state])
         assert not caplog.records
-        _loader(window=2, steps=20).load_state_dict(state)
+        _loader(window=2, steps=20).load_state_dicts([state])
     (record,) = caplog.records
     assert "held 1 micro-batches when it was saved and holds 2 now" in record.getMessage()
     assert "30 steps behind it and 5 of today's size to go" in record.getMessage()
@@ -338,7 +358,7 @@ def test_the_end_of_a_pass_is_a_position_of_its_own_until_the_next_begins():
     state = loader.state_dict()
     assert (state["pass_index"], state["items"]) == (0, len(_rows(_loader())))
     resumed = _loader(window=4)
-    resumed.load_state_dict(state)
+    resumed.load_state_dicts([state])
     assert resumed.epoch_steps == (-(-len(_rows(_loader())) // 4), 0)
     assert _samples([_rows(resumed)]) == Counter(range(len(LENGTHS)))
     assert resumed.position.pass_index == 1
@@ -353,9 +373,11 @@ def test_starting_loaders_leaves_the_random_state_alone():
 
 def test_a_position_for_other_data_or_packing_is_refused_with_every_reason():
     state = _loader().state_dict()
-    other = _loader(plan=PlanSettings(8, BUDGET + 1, 200), source=CountingSource([1, 2, 3]))
+    other = _loader(
+        plan=PlanSettings(8, BudgetSchedule(BUDGET + 1), 200), source=CountingSource([1, 2, 3])
+    )
     with pytest.raises(ConfigError) as caught:
-        other.load_state_dict(state)
+        other.load_state_dicts([state])
     text = str(caught.value)
     for part in (
         "train.seed (seed 7, now 8)",
@@ -390,9 +412,20 @@ def test_an_error_in_a_worker_is_raised_in_the_training_process():
         list(loader)
 
 
-def test_steps_of_a_token_budget_are_rounded_up():
-    assert steps_per_epoch(1_000_000, tokens_per_step=8 * 2048) == 62
-    assert steps_per_epoch(16_384, tokens_per_step=16_384) == 1
+@pytest.mark.parametrize(
+    ("size", "ratio", "index", "steps"),
+    [
+        (1_000_000, 0.0, 0, 62),
+        (1_000_000, 0.1, 0, 65),  # 1,050,000 tokens
+        (1_000_000, 0.1, 1, 62),  # the warm-up runs once
+        (16_384, 0.0, 0, 1),
+    ],
+)
+def test_an_epoch_of_tokens_has_the_steps_of_the_closed_form(size, ratio, index, steps):
+    length = EpochLength(size, warm_up_ratio=ratio)
+    epoch = EpochProgress(number=index)
+    left = length.count_left(epoch, num_items=8, item_size=2048, left_of_pass=None)
+    assert left == steps
 
 
 WORKERS = WorkerSettings()

@@ -1,0 +1,193 @@
+"""Items of data with a length: every pass is planned before it begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from omnilit.data.balance import balance
+from omnilit.data.batches import SampleSource, WorkerSettings, load_batches
+from omnilit.data.collate import PLAIN, CollateSettings, filler
+from omnilit.data.items import Fetched, Position, WindowLayout
+from omnilit.data.packing import Ints, PassPlan, PlanSettings, make_generator, plan_pass
+from omnilit.data.warmup import BudgetSchedule
+from omnilit.errors import ConfigError
+
+KEYS = {
+    "seed": "train.seed",
+    "buffer_size": "data.dyn_bsz_buffer_size",
+    "samples_per_item": "train.dyn_bsz or train.micro_batch_size",
+}
+
+
+class PlannedItems:
+    """Micro-batches of prepared samples, pass after pass; an `ItemStream`.
+
+    A pass is a pure function of the settings, the lengths and its number, so that its state is
+    one integer. The last window of a pass is filled with label-free micro-batches, or left out
+    where the settings say so.
+
+    Args:
+        dataset: Samples by index, with their lengths.
+        settings: What the plans depend on.
+        collate: What micro-batches hold.
+        workers: Processes that collate.
+        fingerprint: Equal only for equal data.
+        num_items: Micro-batches of a window on all ranks.
+        order: The samples of a pass by its number; by default all of them, shuffled.
+    """
+
+    def __init__(
+        self,
+        dataset: SampleSource,
+        settings: PlanSettings,
+        *,
+        workers: WorkerSettings,
+        fingerprint: str,
+        num_items: int = 1,
+        collate: CollateSettings = PLAIN,
+        order: Callable[[int], Ints] | None = None,
+    ) -> None:
+        longest = int(dataset.lengths.max(initial=0))
+        if settings.samples_per_item is None and longest > settings.budget.full:
+            raise ConfigError(
+                key="train.micro_batch_size",
+                problem=f"a micro-batch of {settings.budget.full} tokens cannot hold the longest "
+                f"sample, which has {longest}",
+                fix="raise it, or lower data.max_seq_len",
+            )
+        self.dataset = dataset
+        self.settings = settings
+        self._workers = workers
+        self._fingerprint = fingerprint
+        self._num_items = num_items
+        self._collate = collate
+        self._order = order
+        self._plans: dict[int, PassPlan] = {}
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a full item, or its samples."""
+        return self.settings.samples_per_item or self.settings.budget.full
+
+    @property
+    def is_per_rank(self) -> bool:
+        """No: plans are the same on all ranks."""
+        return False
+
+    def plan(self, pass_index: int) -> PassPlan:
+        """The plan of a pass; those of the last two passes asked for are kept."""
+        if pass_index not in self._plans:
+            # workers fetch ahead into the next pass while this one is still consumed
+            self._plans = {k: v for k, v in self._plans.items() if k == pass_index - 1}
+            rng = make_generator(self.settings.seed, pass_index)
+            if self._order is None:
+                order = rng.permutation(len(self.dataset.lengths))
+            else:
+                order = self._order(pass_index)
+            first = self._first_item(pass_index)
+            plan = plan_pass(self.dataset.lengths, order, self.settings, rng, first_item=first)
+            self._plans[pass_index], self._sizes[pass_index] = plan, plan.size
+        return self._plans[pass_index]
+
+    def fetch(
+        self, start: Position, *, num_windows: int, layout: WindowLayout
+    ) -> Iterator[Fetched]:
+        """See `ItemStream`."""
+        bins = self._deal(start, num_windows, layout)
+        batches = load_batches(self.dataset, bins, workers=self._workers, settings=self._collate)
+        return (Fetched(batch) for batch in batches)
+
+    def empty(self) -> Fetched:
+        """See `ItemStream`."""
+        return Fetched(filler(self._collate))
+
+    def open(self, position: Position) -> Position:
+        """See `ItemStream`."""
+        if self._left(position):
+            return position
+        return Position(position.pass_index + 1, 0)
+
+    def advance(self, start: Position, num_items: int) -> Position:
+        """See `ItemStream`; never beyond the end of the pass."""
+        end = min(start.items + num_items, self.plan(start.pass_index).size)
+        return Position(start.pass_index, end)
+
+    def count_windows(self, start: Position, num_items: int) -> int:
+        """See `ItemStream`."""
+        left = self.plan(start.pass_index).size - start.items
+        return left // num_items if self.settings.drop_last else math.ceil(left / num_items)
+
+    def commit(self, window: Sequence[Fetched], sums: Mapping[str, float]) -> None:
+        """Nothing to remember: plans are made again."""
+
+    def state_dict(self) -> dict[str, object]:
+        """See `ItemStream`."""
+        return {"plan": asdict(self.settings), "data": self._fingerprint}
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """See `ItemStream`; a warm-up goes on as it was begun."""
+        plan, given = dict(states[0]["plan"]), asdict(self.settings)
+        changed = [
+            f"{key} ({name} {plan[name]}, now {given[name]})"
+            for name, key in KEYS.items()
+            if plan[name] != given[name]
+        ]
+        saved = BudgetSchedule(**plan["budget"])
+        if saved.full != self.settings.budget.full:
+            key = "train.micro_batch_size * data.max_seq_len"
+            changed.append(f"{key} (budget {saved.full}, now {self.settings.budget.full})")
+        if states[0]["data"] != self._fingerprint:
+            changed.append("data.train_path or how it is tokenised")
+        if changed:
+            raise changed_since(changed)
+        self.settings = replace(self.settings, budget=saved)
+        self._plans, self._sizes = {}, {}
+
+    def _left(self, position: Position) -> int:
+        return self.count_windows(position, self._num_items)
+
+    def _first_item(self, pass_index: int) -> int:
+        """Items of all earlier passes, or enough of them to be past the warm-up."""
+        total, warm = 0, self.settings.budget.num_items
+        for earlier in range(pass_index):
+            if total >= warm:
+                break
+            if earlier not in self._sizes:
+                self.plan(earlier)
+            total += self._sizes[earlier]
+        return total
+
+    def _deal(self, start: Position, num_windows: int, layout: WindowLayout) -> Iterator[list[int]]:
+        """The samples of each micro-batch of this rank."""
+        position = start
+        for _ in range(num_windows):
+            position = self.open(position)
+            plan = self.plan(position.pass_index)
+            items = [plan.get(position.items + i) for i in range(layout.num_items)]
+            if layout.data_size == 1:
+                yield from items
+            else:
+                costs = [self._cost(item) for item in items]
+                mine = balance(costs, layout.data_size)[layout.data_rank]
+                yield from (items[i] for i in mine)
+            position = self.advance(position, layout.num_items)
+
+    def _cost(self, samples: list[int]) -> float:
+        """Attention's work: the squares of the segments' lengths; then their tokens."""
+        lengths = self.dataset.lengths[samples].astype(np.float64)
+        return float((lengths * lengths).sum() + lengths.sum() * 1e-3)
+
+
+def changed_since(changed: Sequence[str]) -> ConfigError:
+    """The refusal of a checkpoint whose position means nothing any more."""
+    return ConfigError(
+        key="train.checkpoint.load_path",
+        problem=f"since the checkpoint was saved, this changed: {', '.join(changed)}",
+        fix="set it back, or begin a new run with model.model_path",
+    )
