@@ -23,6 +23,7 @@ TARGETS: Final = {
     "infer": "omnilit.tools.infer",
     "env": "omnilit.tools.env",
     "schema": "omnilit.tools.schema",
+    "data": "omnilit.tools.data",
 }
 VERBS: Final = (
     ("fit", "train a model: omnilit fit FILE.yaml [--train.max_steps 10 ...]"),
@@ -30,12 +31,12 @@ VERBS: Final = (
     ("infer", "chat with a model, or answer one --prompt"),
     ("env", "versions, devices, and what each kernel lacks on this machine"),
     ("schema", "print a JSON Schema of the YAML, for editors"),
-    ("data", "not available yet: look into a data set"),
+    ("data", "look into a data set: numbers, bad records, samples with --show N"),
     ("export", "not available yet: make a Hugging Face folder of a checkpoint"),
     ("report", "not available yet: summarize a run"),
 )
 PARENT_TIMEOUT_S: Final = 30.0
-NOT_YET: Final = ("data", "export", "report")
+NOT_YET: Final = ("export", "report")
 # Lightning's names, which its users will try
 RENAMED: Final = {"test": "evaluation is 'validate'", "predict": "generation is 'infer'"}
 

@@ -58,7 +58,7 @@ class DescribedData(Protocol):
         ...
 
     @property
-    def passes_per_epoch(self) -> float:
+    def passes_per_epoch(self) -> float | None:
         """Trips through the data in an epoch."""
         ...
 

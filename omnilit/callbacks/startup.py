@@ -41,19 +41,18 @@ class StartupReport(Callback):
 
     def _log_data(self, data: DescribedData) -> None:
         log.info("%s", format_table("Data", *data.rows()))
-        log.info(
-            "Data: %d steps an epoch, %.2f passes through the data",
-            data.steps_per_epoch,
-            data.passes_per_epoch,
-        )
-        if data.passes_per_epoch > MANY_PASSES:
+        passes = data.passes_per_epoch
+        shown = "a stream" if passes is None else f"{passes:.2f} passes through the data"
+        log.info("Data: %d steps an epoch, %s", data.steps_per_epoch, shown)
+        if passes is not None and passes > MANY_PASSES:
             log.warning(
                 "Data: an epoch passes %.1f times through the data; more than %d passes rarely "
                 "help. Lower train.num_train_epochs or data.train_size, or add data.",
-                data.passes_per_epoch,
+                passes,
                 MANY_PASSES,
             )
-        log.info("First sample\n%s", data.first_sample_text())
+        if text := data.first_sample_text():
+            log.info("First sample\n%s", text)
 
 
 def parameter_rows(groups: list[dict[str, Any]], pl_module: LightningModule) -> Table:

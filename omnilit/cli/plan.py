@@ -34,6 +34,20 @@ CLASS_PATH = "model.class_path"
 # What says on which device a run is, and with how many processes
 DEVICE_KEYS = frozenset({"trainer", "trainer.accelerator"})
 LAUNCH_KEYS = DEVICE_KEYS | {"trainer.devices", "trainer.num_nodes"}
+DATA_TYPE = "data.data_type"
+# What `omnilit data` reads of the values: where these begin
+READ_BY_DATA = (
+    "data.",
+    "model.config_path",
+    "model.model_path",
+    "model.tokenizer_path",
+    "model.trust_remote_code",
+    "train.seed",
+    "train.dyn_bsz",
+    "train.micro_batch_size",
+    "train.pad_to_length",
+    "train.bsz_warmup",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +183,29 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
         load_path,
         reading.trainer,
     )
+
+
+def make_data_view(command: Command) -> View:
+    """Check what a look into the data reads: the data, its batches, and where the tokenizer is.
+
+    Every key and type is checked, as for a run. Records of a `data_type` whose task comes with a
+    later release can be looked at; settings of devices, optimizer and output do not matter.
+
+    Raises:
+        ConfigError: Every problem found, in one error.
+    """
+    reading = read(command)
+    problems = list(reading.problems)
+    wrong = set(reading.checked.doubtful) | _wrong_fields(problems, reading.fields)
+    view = View.of(reading.checked, list(reading.fields), verb="data")
+    later = [p for p in refuse_later(view, load_status()) if p.key != DATA_TYPE]
+    found = [*later, *run_rules(view, doubtful=wrong)]
+    problems += [problem for problem in found if problem.key.startswith(READ_BY_DATA)]
+    wrong |= {problem.key for problem in problems}
+    problems += [p for p in check_paths(view) if p.key not in wrong]
+    if problems:
+        raise ConfigError.of(problems)
+    return view
 
 
 def _wrong_fields(problems: Sequence[Problem], fields: Sequence[Field]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -13,6 +14,9 @@ from omnilit.config.view import View
 from omnilit.errors import Problem
 
 HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+FILE_ENDINGS: Final = frozenset(
+    (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".gz", ".zst", ".yaml", ".yml")
+)
 MIN_FREE_BYTES: Final = 64 * 2**20  # below this not even logs and a tiny checkpoint fit
 OUTPUT: Final = "train.checkpoint.output_dir"
 
@@ -26,6 +30,7 @@ def check_paths(view: View) -> list[Problem]:
         "fit": (_check_model, _check_training_data, _check_evaluation_data, _check_resume),
         "validate": (_check_model, _check_evaluation_data, _check_resume),
         "infer": (_check_answering_model,),
+        "data": (_check_model, _check_training_data, _check_evaluation_data),
     }[view.verb]
     return [problem for check in read for problem in check(view)]
 
@@ -107,14 +112,27 @@ def _check_evaluation_data(view: View) -> list[Problem]:
 
 
 def _check_data(view: View, path: str) -> list[Problem]:
-    if path not in view or not view[path] or Path(view[path]).exists():
+    """Missing files; what lies elsewhere is found out when it is read."""
+    if path not in view or not view[path] or ":" in view["data.datasets_type"]:
+        return []  # a reader of the user's own knows what its path means
+    if Path(view[path]).exists():
         return []
     names = [name.strip() for name in view[path].split(",")]
     return [
         Problem(path, f"{name or 'an empty name'} does not exist", "give existing files or folders")
         for name in names
-        if not name or not Path(name).exists()
+        if not name or not _is_there(name)
     ]
+
+
+def _is_there(name: str) -> bool:
+    """Whether a path exists, a pattern matches, or it is the name of something elsewhere."""
+    if "://" in name or Path(name).exists():
+        return True
+    if glob.has_magic(name):
+        return next(glob.iglob(name, recursive=True), None) is not None  # noqa: PTH207 - any root
+    is_file = Path(name).suffix in FILE_ENDINGS
+    return not is_file and HUB_ID.fullmatch(name.partition("#")[0]) is not None
 
 
 def _check_resume(view: View) -> list[Problem]:

@@ -54,12 +54,16 @@ SEED: Final = Range(0, 2**32 - 1)  # what numpy's generators take
 RANGES: Final[Mapping[str, Range]] = {
     "data.train_size": COUNT,
     "data.max_seq_len": Range(2),  # a single token has no next one to predict
+    "data.train_sample": COUNT,
+    "data.max_bad_fraction": SHARE,
     "data.dyn_bsz_buffer_size": COUNT,
     "data.dataloader.num_workers": NOT_NEGATIVE,
     "data.dataloader.prefetch_factor": COUNT,
     "train.micro_batch_size": COUNT,
     "train.global_batch_size": COUNT,
     "train.num_train_epochs": COUNT,
+    "train.bsz_warmup_ratio": SHARE,
+    "train.bsz_warmup_init_mbtoken": COUNT,
     "train.max_steps": COUNT,
     "train.eval_steps": NOT_NEGATIVE,
     "train.eval_epochs": NOT_NEGATIVE,
@@ -87,7 +91,8 @@ RANGES: Final[Mapping[str, Range]] = {
 DTYPES: Final = ("bfloat16", "float32")
 MIXED: Final = "train.accelerator.fsdp_config.mixed_precision"
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "data.chat_template": ("default", "plain", "tokenizer"),
+    "data.dataloader.type": ("native",),
+    "data.multisource_datasets_type": ("interleave", "veomni_weighted_multisource"),
     "train.optimizer.lr_decay_style": ("constant", "linear", "cosine"),
     f"{MIXED}.param_dtype": ("auto", *DTYPES),
     f"{MIXED}.reduce_dtype": DTYPES,

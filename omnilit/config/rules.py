@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from omnilit.config import data_rules
 from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
 from omnilit.config.view import View
 from omnilit.errors import Problem
@@ -56,14 +57,6 @@ SHARD: Final = "train.accelerator.dp_shard_size"
 BATCH: Final = "train.global_batch_size"
 MICRO: Final = "train.micro_batch_size"
 START: Final = f"{OPTIMIZER}.lr_start"
-KIND: Final = "data.data_type"
-SIDE: Final = "data.truncation_side"
-# What plaintext never looks at, and why
-NOT_PLAINTEXT: Final = {
-    "data.chat_template": "has no messages",
-    "data.overlong": "cuts a longer text in chunks",
-    SIDE: "cuts a longer text in chunks",
-}
 
 
 def all_rules() -> list[Rule]:
@@ -74,7 +67,7 @@ def all_rules() -> list[Rule]:
         *(Rule((path,), partial(check_range, path=path)) for path in RANGES),
         *(Rule((path,), partial(check_name, path=path)) for path in NAMES),
         *(Rule((path,), partial(_patterns_have_text, path=path)) for path in patterns),
-        Rule(("data.text_keys",), _text_keys_have_text),
+        *_data_rules(),
         Rule(("model.config_path", "model.model_path"), _model_is_given),
         Rule(("data.train_path",), _training_data_is_given),
         Rule(("data.eval_path",), _validation_data_is_given),
@@ -83,12 +76,40 @@ def all_rules() -> list[Rule]:
         *(Rule((STYLE, path), partial(_constant_rate_stays, path=path)) for path in decays),
         Rule((STYLE, f"{OPTIMIZER}.lr", f"{OPTIMIZER}.lr_min"), _floor_is_below_peak),
         Rule((START, f"{OPTIMIZER}.lr_warmup_ratio"), _start_has_a_warm_up),
-        *(Rule((KIND, path), partial(_plaintext_reads_it, path=path)) for path in NOT_PLAINTEXT),
-        Rule((KIND, "data.overlong", SIDE), _side_has_a_cut),
-        Rule(("train.dyn_bsz", "data.dataloader.drop_last"), _packing_drops_no_batch),
         Rule(("train.checkpoint.load_path", "train.checkpoint.overwrite"), _resume_overwrites_not),
         Rule((SHARD,), _shards_are_the_ranks),
         Rule((MICRO, BATCH, SHARD), _step_is_whole_batches),
+    ]
+
+
+def _data_rules() -> list[Rule]:
+    dyn = data_rules.DYN
+    kinds = (dyn, data_rules.DATASETS)
+    epoch = (*kinds, data_rules.TOKENS, "train.max_steps")
+    batch = (data_rules.RATIO, data_rules.INIT, MICRO, "data.max_seq_len")
+    path = data_rules.TRAIN_PATH
+    return [
+        Rule(("data.text_keys",), data_rules.text_keys_have_text),
+        Rule(("data.chat_template",), data_rules.template_is_known),
+        *(
+            Rule((data_rules.KIND, field), partial(data_rules.plaintext_reads_it, path=field))
+            for field in data_rules.NOT_PLAINTEXT
+        ),
+        Rule(
+            (data_rules.KIND, "data.overlong", data_rules.SIDE),
+            data_rules.side_has_a_cut,
+        ),
+        Rule((dyn, "data.dataloader.drop_last"), data_rules.packing_drops_no_batch),
+        *(
+            Rule((dyn, field), partial(data_rules.packing_is_on, path=field))
+            for field in data_rules.NEEDS_PACKING
+        ),
+        Rule((dyn, *batch), data_rules.warm_up_is_on),
+        Rule((*kinds, data_rules.SAMPLES), data_rules.samples_are_counted),
+        Rule(epoch, data_rules.stream_has_an_end),
+        Rule(("data.silent_exception", "data.max_bad_fraction"), data_rules.limit_has_skipping),
+        Rule((path, data_rules.MIXING), data_rules.mixing_has_sources),
+        Rule((path, data_rules.SOURCE_NAME), data_rules.one_source_has_one_name),
     ]
 
 
@@ -98,22 +119,8 @@ def _patterns_have_text(view: View, path: str) -> list[Problem]:
     return [Problem(path, "an empty pattern would match every name", "take it out of the list")]
 
 
-def _text_keys_have_text(view: View) -> list[Problem]:
-    keys = view["data.text_keys"]
-    names = [keys] if isinstance(keys, str) else keys
-    if names is None or (names and all(name.strip() for name in names)):
-        return []
-    return [
-        Problem(
-            "data.text_keys",
-            f"{keys!r} names no field of a record",
-            "name the field that holds the text, or leave it out for the one of data.data_type",
-        )
-    ]
-
-
 def _model_is_given(view: View) -> list[Problem]:
-    if view.verb == "infer" or view["model.config_path"] or view["model.model_path"]:
+    if view.verb in ("infer", "data") or view["model.config_path"] or view["model.model_path"]:
         return []
     return [
         Problem(
@@ -125,7 +132,7 @@ def _model_is_given(view: View) -> list[Problem]:
 
 
 def _training_data_is_given(view: View) -> list[Problem]:
-    if view.verb != "fit" or view["data.train_path"]:
+    if view.verb not in ("fit", "data") or view["data.train_path"]:
         return []
     return [Problem("data.train_path", "no training data is given", "name a file or a folder")]
 
@@ -185,45 +192,6 @@ def _start_has_a_warm_up(view: View) -> list[Problem]:
             START,
             f"{view[START]} has no effect, because lr_warmup_ratio: {ratio} leaves no warm-up",
             "leave it out, or set lr_warmup_ratio above 0",
-        )
-    ]
-
-
-def _plaintext_reads_it(view: View, path: str) -> list[Problem]:
-    if view[KIND] != "plaintext" or not view.is_changed(path):
-        return []
-    return [
-        Problem(
-            path,
-            f"{view[path]} has no effect, because data_type: plaintext {NOT_PLAINTEXT[path]}",
-            "leave it out, or set data_type: conversation",
-        )
-    ]
-
-
-def _side_has_a_cut(view: View) -> list[Problem]:
-    overlong = view["data.overlong"]
-    if overlong == "truncate" or not view.is_changed(SIDE):
-        return []
-    return [
-        Problem(
-            SIDE,
-            f"{view[SIDE]} has no effect, because overlong: {overlong} never truncates",
-            "leave it out, or set overlong: truncate",
-        )
-    ]
-
-
-def _packing_drops_no_batch(view: View) -> list[Problem]:
-    path = "data.dataloader.drop_last"
-    if not view["train.dyn_bsz"] or not view.is_changed(path):
-        return []
-    return [
-        Problem(
-            path,
-            "it governs batches without dyn_bsz only; with dyn_bsz: true the last step of a pass "
-            "is always filled and kept",
-            "leave it out",
         )
     ]
 

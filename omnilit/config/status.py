@@ -12,7 +12,6 @@ from omnilit.config.view import View
 from omnilit.errors import Problem
 
 TOPICS: Final[Mapping[str, str]] = {
-    "B": "data",
     "C": "training options",
     "D": "parallelism",
     "E": "kernels and models",

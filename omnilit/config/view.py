@@ -24,7 +24,7 @@ class View:
     fields: Mapping[str, Field]
     given: Mapping[str, Any] = field(default_factory=dict)
     world_size: int | None = None
-    verb: Literal["fit", "validate", "infer"] = "fit"
+    verb: Literal["fit", "validate", "infer", "data"] = "fit"
 
     @classmethod
     def of(
@@ -33,7 +33,7 @@ class View:
         fields: list[Field],
         *,
         world_size: int | None = None,
-        verb: Literal["fit", "validate", "infer"] = "fit",
+        verb: Literal["fit", "validate", "infer", "data"] = "fit",
     ) -> View:
         """The view of what `check_values` found good."""
         known = {entry.path: entry for entry in fields}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,19 +13,28 @@ from typing_extensions import override
 from omnilit.config import DataloaderConfig, TrainingArguments
 from omnilit.data.batches import WorkerSettings
 from omnilit.data.cache import TokenDataset, open_prepared
-from omnilit.data.encode import decode_spans
+from omnilit.data.collate import CollateSettings
+from omnilit.data.encode import Encoder, decode_spans
+from omnilit.data.epochs import EpochLength, EpochSteps
 from omnilit.data.evaluation import EvalLoader
+from omnilit.data.items import ItemStream, WindowLayout
+from omnilit.data.mixing import MixedSamples, MixOrder
+from omnilit.data.multisource import Mixture, SourceSpec
 from omnilit.data.packing import PlanSettings
-from omnilit.data.passes import EpochSteps
-from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare
-from omnilit.data.sources import list_files
+from omnilit.data.planned import PlannedItems
+from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepare, read_bad
+from omnilit.data.quarantine import FILE, BadRecord, append_quarantine
+from omnilit.data.stream import StreamData, StreamedItems, count_shards
+from omnilit.data.stream_shard import StreamSettings
 from omnilit.data.templates import select_template
-from omnilit.data.transforms import TransformSettings
-from omnilit.data.window import TrainLoader, WindowLayout
+from omnilit.data.transforms import TransformSettings, build_transform
+from omnilit.data.warmup import BudgetSchedule
+from omnilit.data.window import TrainLoader
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.base import OmniModule
+from omnilit.modules.data_requests import find_mixture, prepare_requests, read_text_keys
 from omnilit.parallel.collectives import run_on_first, sum_or_raise
 from omnilit.parallel.mesh import Topology
 
@@ -37,19 +45,23 @@ class OmniDataModule(LightningDataModule):
     """Reads, tokenises, packs and deals the data of a run.
 
     Args:
-        train_path: Data to train on: jsonl files and folders of them, separated by commas.
+        train_path: Data to train on: files, folders, patterns, URLs, data sets of the hub,
+            separated by commas; or a YAML file of several sources.
         eval_path: Data to evaluate on, in the same form.
         train_size: Tokens of an epoch; null makes an epoch one pass through the data.
         train_sample: Samples of an epoch, for data without a length and without `dyn_bsz`.
         data_type: What a record is.
-        datasets_type: How data is read: by position, or as a stream.
+        datasets_type: `mapping` tokenises everything before training, `iterable` while it
+            trains; `package.module:Class` is a reader of your own.
         multisource_datasets_type: How several sources are mixed.
         source_name: Name of the source in metrics.
         dyn_bsz_buffer_size: Samples that packing chooses from; left out, it chooses from the
             whole pass.
-        text_keys: Field of a record that holds its text or messages; default by `data_type`.
+        text_keys: Field of a record that holds its text or messages; of several the first one
+            that is there counts; default by `data_type`.
         chat_template: How a conversation becomes text: `default` is the tokenizer's own template
-            where it has one, else `plain`.
+            where it has one, else `plain`; or `tokenizer`, `chatml`, `llama2`, `gpt_oss`, or the
+            path of a jinja file.
         max_seq_len: Longest sample, in tokens.
         silent_exception: Skip records that cannot be used.
         dataloader: Worker processes.
@@ -74,7 +86,7 @@ class OmniDataModule(LightningDataModule):
         multisource_datasets_type: str = "interleave",
         source_name: str | None = None,
         dyn_bsz_buffer_size: int = 200,
-        text_keys: str | None = None,
+        text_keys: str | list[str] | None = None,
         chat_template: str = "default",
         max_seq_len: int = 2048,
         silent_exception: bool = False,
@@ -86,21 +98,17 @@ class OmniDataModule(LightningDataModule):
         train: TrainingArguments = TrainingArguments(),
     ) -> None:
         super().__init__()
-        later = {
-            "train_sample": train_sample,
-            "data_type": data_type,
-            "datasets_type": datasets_type,
-            "multisource_datasets_type": multisource_datasets_type,
-            "source_name": source_name,
-            "silent_exception": silent_exception,
-            "mm_configs": mm_configs,
-            "max_bad_fraction": max_bad_fraction,
-        }
+        later = {"data_type": data_type, "mm_configs": mm_configs}
         refuse_arguments(OmniDataModule, "data", later)
         refuse_unavailable(dataloader, "data.dataloader")
         refuse_unavailable(train, "train")
         self.paths = {"train": train_path, "eval": eval_path}
         self.train_size = train_size
+        self.train_sample = train_sample
+        self.datasets_type = datasets_type
+        self.source_name = source_name
+        self.silent_exception = silent_exception
+        self.max_bad_fraction = max_bad_fraction
         self.dataloader_config = dataloader
         self.train_arguments = train
         self.budget = train.micro_batch_size * max_seq_len
@@ -110,7 +118,7 @@ class OmniDataModule(LightningDataModule):
         self.is_buffer_size_given = dyn_bsz_buffer_size != 200
         self.transform = TransformSettings(
             data_type=data_type,
-            text_key=text_keys,
+            text_keys=read_text_keys(text_keys),
             chat_template=chat_template,
             max_seq_len=max_seq_len,
             overlong=overlong,
@@ -118,6 +126,7 @@ class OmniDataModule(LightningDataModule):
         )
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
         self._info: dict[str, PreparedInfo] = {}
+        self._datasets: dict[str, list[TokenDataset]] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._workers = WorkerSettings()
 
@@ -170,29 +179,34 @@ class OmniDataModule(LightningDataModule):
         return self.train_loader.count_windows(self.train_arguments.num_train_epochs)
 
     @property
-    def passes_per_epoch(self) -> float:
-        """Trips through the data in an epoch."""
+    def passes_per_epoch(self) -> float | None:
+        """Trips through the data in an epoch; None where its length is not known."""
         return self.train_loader.passes_per_epoch
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return self.train_loader.state_dict() if "train" in self._loaders else {}
 
-    @override
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what `state_dict` gave: one that all ranks share, or one of each rank."""
         if "train" in self._loaders:
-            self.train_loader.load_state_dict(state_dict)
+            self.train_loader.load_state_dicts(states)
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
         """Header and rows of the table that is logged at the start."""
-        header = ("data", "records", "samples", "tokens", "supervised", "truncated", "dropped")
+        header = (
+            *("data", "records", "samples", "tokens", "supervised"),
+            *("truncated", "cut", "dropped", "bad"),
+        )
         names = (
             "num_records",
             "num_samples",
             "num_tokens",
             "num_targets",
             "num_truncated",
+            "num_cut",
             "num_dropped",
+            "num_bad",
         )
         rows: list[tuple[object, ...]] = [
             (name, *(info[key] for key in names)) for name, info in self._info.items()
@@ -202,7 +216,10 @@ class OmniDataModule(LightningDataModule):
     def first_sample_text(self) -> str:
         """The first training sample decoded, each supervised part in [[double brackets]]."""
         assert self._tokenizer is not None
-        spans = decode_spans(self.train_loader.dataset[0], self._tokenizer)
+        items = self.train_loader.items
+        if not isinstance(items, PlannedItems):
+            return ""
+        spans = decode_spans(items.dataset[0], Encoder.of(self._tokenizer))
         return "".join(f"[[{text}]]" if is_label else text for text, is_label in spans)
 
     @property
@@ -239,36 +256,144 @@ class OmniDataModule(LightningDataModule):
         return self.trainer.accumulate_grad_batches
 
     def _train_loader(self, topology: Topology, accumulation: int) -> TrainLoader:
-        buffer_size = self.dyn_bsz_buffer_size if self.is_buffer_size_given else None
-        return TrainLoader(
-            self._prepare("train"),
-            plan=PlanSettings(self.train_arguments.seed, self.budget, buffer_size),
-            layout=WindowLayout(topology.data_rank, topology.data_size, accumulation),
-            train_size=self.train_size,
-            max_steps=self.train_arguments.max_steps,
-            workers=self._workers,
+        train = self.train_arguments
+        layout = WindowLayout(topology.data_rank, topology.data_size, accumulation)
+        open_items = self._streamed if self.datasets_type == "iterable" else self._planned
+        size = self.train_size
+        if not train.dyn_bsz:
+            size = self.train_sample if self.datasets_type == "iterable" else None
+        ratio = train.bsz_warmup_ratio
+        epochs = EpochLength(size, train.max_steps, ratio)
+        budget = BudgetSchedule(self.budget)
+        loader = TrainLoader(
+            open_items(layout, budget),
+            layout=layout,
+            epochs=epochs,
             reduce_counts=_Reducer(topology),
+        )
+        if ratio:
+            steps = int(loader.count_windows(train.num_train_epochs) * ratio)
+            init = train.bsz_warmup_init_mbtoken
+            warming = BudgetSchedule(self.budget, init, steps, layout.num_items)
+            loader.items = open_items(layout, warming)
+        return loader
+
+    def _planned(self, layout: WindowLayout, budget: BudgetSchedule) -> ItemStream:
+        """Items of data that was tokenised before."""
+        mixture = self._mixture()
+        datasets = self._prepare("train", mixture)
+        train = self.train_arguments
+        settings = PlanSettings(
+            train.seed,
+            budget,
+            self.dyn_bsz_buffer_size if self.is_buffer_size_given else None,
+            None if train.dyn_bsz else train.micro_batch_size,
+            drop_last=not train.dyn_bsz and self.dataloader_config.drop_last,
+        )
+        data, order = datasets[0], None
+        if mixture is not None:
+            data = MixedSamples(datasets, mixture.names)
+            order = MixOrder.of(mixture, [d.lengths for d in datasets], seed=train.seed)
+        keys = [dataset.path.name for dataset in datasets]
+        return PlannedItems(
+            data,
+            settings,
+            workers=self._workers,
+            fingerprint=f"{keys} {order}",
+            num_items=layout.num_items,
+            collate=self._collate(has_weights=any(d.has_weights for d in datasets)),
+            order=order,
+        )
+
+    def _streamed(self, layout: WindowLayout, budget: BudgetSchedule) -> ItemStream:
+        """Items of data that is tokenised while it is trained on."""
+        assert self._tokenizer is not None
+        mixture = self._mixture() or Mixture((self._only_source("train"),))
+        requests = self._requests("train", mixture)
+        transform = build_transform(self.transform, self._tokenizer)
+        train = self.train_arguments
+        files = tuple(request.files for request in requests)
+        nothing_read = PrepareRequest((), self.transform, Path())
+        settings = StreamSettings(
+            train.seed,
+            budget,
+            count_shards(files),
+            self.dyn_bsz_buffer_size,
+            None if train.dyn_bsz else train.micro_batch_size,
+            self.silent_exception,
+        )
+        return StreamedItems(
+            StreamData(
+                mixture, files, transform, cache_key(nothing_read, transform, self._tokenizer)
+            ),
+            settings,
+            workers=self._workers,
+            # weights may come with any record
+            collate=self._collate(has_weights=self.transform.data_type == "conversation"),
+            max_bad_fraction=self.max_bad_fraction,
+            on_bad=self._quarantine,
         )
 
     def _eval_loader(self, topology: Topology) -> EvalLoader:
+        (dataset,) = self._prepare("eval", None)
         return EvalLoader(
-            self._prepare("eval"),
+            dataset,
             budget=self.budget,
             layout=WindowLayout(topology.data_rank, topology.data_size, 1),
             workers=self._workers,
+            settings=CollateSettings(has_weights=dataset.has_weights),
         )
 
-    def _prepare(self, name: str) -> TokenDataset:
-        """Tokenise on rank 0 only, into a cache on a file system that all ranks share."""
-        path, key = self.paths[name], f"data.{name}_path"
+    def _collate(self, *, has_weights: bool) -> CollateSettings:
+        mixture = self._mixture()
+        names = mixture.names if mixture else (self.source_name,) if self.source_name else ()
+        pad_to = self.budget if self.train_arguments.pad_to_length else None
+        return CollateSettings(pad_to, names, has_weights)
+
+    def _mixture(self) -> Mixture | None:
+        path = self.paths["train"]
         assert path is not None
+        return find_mixture(path, key="data.train_path")
+
+    def _only_source(self, name: str) -> SourceSpec:
+        path = self.paths[name]
+        assert path is not None
+        return SourceSpec((self.source_name if name == "train" else None) or name, path)
+
+    def _requests(self, name: str, mixture: Mixture | None) -> list[PrepareRequest]:
+        return prepare_requests(
+            mixture.sources if mixture else (self._only_source(name),),
+            self.transform,
+            key=f"data.{name}_path",
+            datasets_type=self.datasets_type,
+            silent_exception=self.silent_exception,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def _prepare(self, name: str, mixture: Mixture | None) -> list[TokenDataset]:
+        """Tokenise on rank 0 only, into a cache on a file system that all ranks share."""
+        if name in self._datasets:
+            return self._datasets[name]
         assert self._tokenizer is not None
         tokenizer = self._tokenizer
-        files = tuple(list_files(path, key=key))
-        request = PrepareRequest(files, self.transform, _cache_dir(), source=name)
-        info = run_on_first(lambda: prepare(request, tokenizer), name=f"prepare/{name}")
-        self._info[name] = info
-        return open_prepared(info["path"])
+
+        def prepare_all() -> list[PreparedInfo]:
+            found = [prepare(request, tokenizer) for request in self._requests(name, mixture)]
+            for info in found:
+                self._quarantine(list(read_bad(info)))
+            return found
+
+        infos = run_on_first(prepare_all, name=f"prepare/{name}")
+        self._info |= {info["source"]: info for info in infos}
+        found = [open_prepared(info["path"], info["source"]) for info in infos]
+        self._datasets[name] = found
+        return found
+
+    def _quarantine(self, bad: Sequence[BadRecord]) -> None:
+        """Write down what was skipped."""
+        file = Path(self.train_arguments.checkpoint.output_dir) / FILE
+        if bad and (num_new := append_quarantine(file, bad)):
+            log.warning("skipped %d bad records: %s", num_new, file)
 
     def _choose_workers(self, topology: Topology) -> WorkerSettings:
         config = self.dataloader_config
@@ -320,12 +445,3 @@ def check_positions(max_seq_len: int, config: PretrainedConfig, *, is_loud: bool
             max_seq_len,
             limit,
         )
-
-
-def _cache_dir() -> Path:
-    """Where tokenised data is kept: $OMNILIT_CACHE, else the user's cache folder."""
-    own = os.environ.get("OMNILIT_CACHE")
-    if own:
-        return Path(own).expanduser() / "data"
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "omnilit" / "data"

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from omnilit.data.passes import EpochSteps
+from omnilit.data.epochs import EpochSteps
 
 
 @runtime_checkable

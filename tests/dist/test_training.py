@@ -209,6 +209,7 @@ def compare_with_transformers(folder: Path) -> list[tuple[float, float]]:
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     from omnilit.data.collate import collate
+    from omnilit.data.planned import PlannedItems
     from omnilit.modules import OmniDataModule
 
     log, module = training.train(
@@ -221,7 +222,9 @@ def compare_with_transformers(folder: Path) -> list[tuple[float, float]]:
     plain.tie_weights()
     datamodule = module.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(datamodule, OmniDataModule)
-    dataset = datamodule.train_loader.dataset
+    items = datamodule.train_loader.items
+    assert isinstance(items, PlannedItems)
+    dataset = items.dataset
     pairs = []
     for index in range(len(dataset.lengths)):
         sample = dataset[index]

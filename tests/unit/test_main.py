@@ -46,7 +46,6 @@ def test_python_m_omnilit_prints_the_version():
         ("test", "there is no 'test': evaluation is 'validate'."),
         ("predict", "there is no 'predict': generation is 'infer'."),
         ("export", "'export' is not available yet."),
-        ("data", "'data' is not available yet."),
         ("report", "'report' is not available yet."),
     ],
 )

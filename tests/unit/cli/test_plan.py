@@ -80,11 +80,10 @@ def test_kernels_that_were_not_given_fit_the_machine(tmp_path, base):
         ("trainer", {"enable_model_summary": True}, "trainer.enable_model_summary", "use one of"),
         ("trainer", {"detect_anomaly": True}, "trainer.detect_anomaly", "is not a setting"),
         ("trainer", {"max_time": "1:0:0:0"}, "trainer.max_time", "is not a setting"),
-        ("data", {"chat_template": "chatml"}, "data.chat_template", "default, plain, tokenizer"),
+        ("data", {"chat_template": "chatm"}, "data.chat_template", "plain, tokenizer, chatml"),
         ("train", {"tp_size": 2}, "train.tp_size", "write it as train.accelerator.tp_size"),
         ("data", {"data_type": "dpo"}, "data.data_type", "not available yet"),
         ("train", {"init_device": "cpu"}, "train.init_device", "default, meta"),
-        ("train", {"dyn_bsz": False}, "train.dyn_bsz", "default, true"),
         ("train", {"checkpoint": {"manager": "zip"}}, "train.checkpoint.manager", "default, dcp"),
     ],
 )

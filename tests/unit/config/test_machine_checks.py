@@ -44,6 +44,8 @@ def _view(fields: list[Field], given: dict[str, Any], **options: Any) -> View:
          "fix: give existing files or folders.")),
         ({"data.train_path": "a.jsonl,"}, "data.train_path: an empty name does not exist"),
         ({"data.eval_path": "b.jsonl"}, "data.eval_path: b.jsonl does not exist"),
+        ({"data.train_path": "gone/b.csv.gz"}, "data.train_path: gone/b.csv.gz does not exist"),
+        ({"data.train_path": "gone/*.jsonl"}, "data.train_path: gone/*.jsonl does not exist"),
         ({"train.checkpoint.load_path": "gone"}, ("train.checkpoint.load_path: gone does not "
          "exist. To fix: give the folder of a checkpoint (global_step_N), or auto.")),
         ({"train.checkpoint.load_path": "a.jsonl"}, ("train.checkpoint.load_path: a.jsonl is not a "
@@ -67,6 +69,22 @@ def test_paths_that_are_there_and_hub_ids_are_good(fields: list[Field], here: Pa
         "train.checkpoint.load_path": "auto",
     }
     assert not check_paths(_view(fields, given))
+
+
+@pytest.mark.parametrize(
+    "path", ["org/name", "org/name#validation", "s3://bucket/*.jsonl", "*.jsonl,data", "data/../a*"]
+)
+def test_data_that_lies_elsewhere_or_matches_a_pattern_is_good(
+    path: str, fields: list[Field], here: Path
+):
+    given = {"model.config_path": "model", "data.train_path": path}
+    assert not check_paths(_view(fields, given))
+
+
+def test_the_path_of_a_reader_of_the_users_own_is_left_to_it(fields: list[Field], here: Path):
+    given = {"model.config_path": "model", "data.train_path": "any thing"}
+    assert check_paths(_view(fields, given))
+    assert not check_paths(_view(fields, given | {"data.datasets_type": "mine:Reader"}))
 
 
 def test_each_verb_checks_only_what_it_reads(fields: list[Field], here: Path):

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from omnilit.config.ranges import NAMES, RANGES, Range
+from omnilit.config import data_rules
+from omnilit.config.ranges import RANGES, Range
 from omnilit.config.rules import all_rules, run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
@@ -81,19 +82,54 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
         ({"train.optimizer.lr_start": 1e-6}, ("train.optimizer.lr_start: 1e-06 has no effect, "
          "because lr_warmup_ratio: 0.0 leaves no warm-up. To fix: leave it out, or set "
          "lr_warmup_ratio above 0.")),
-        ({"data.chat_template": "chatml"}, ("data.chat_template: 'chatml' is not known. To fix: "
-         "use one of default, plain, tokenizer.")),
+        ({"data.chat_template": "chatm"}, ("data.chat_template: 'chatm' is not known. Did you "
+         "mean 'chatml'? To fix: use one of default, plain, tokenizer, chatml, llama2, gpt_oss, "
+         "or a file that ends in .jinja or .jinja2 or .j2.")),
+        ({"data.dataloader.type": "mine"}, ("data.dataloader.type: 'mine' is not known. To fix: "
+         "use one of native.")),
+        ({"train.dyn_bsz": False, "data.train_size": 5}, ("data.train_size: 5 has no effect, "
+         "because dyn_bsz is false: an epoch is then one pass, or train_sample samples of unsized "
+         "data. To fix: leave it out, or change train.dyn_bsz.")),
+        ({"train.dyn_bsz": False, "data.dyn_bsz_buffer_size": 5}, ("data.dyn_bsz_buffer_size: 5 "
+         "has no effect, because dyn_bsz is false: a micro-batch is then micro_batch_size")),
+        ({"train.dyn_bsz": False, "train.pad_to_length": True}, ("train.pad_to_length: True has no "
+         "effect, because dyn_bsz is false: there is no length to pad to.")),
+        ({"train.dyn_bsz": False, "train.bsz_warmup_ratio": 0.1}, ("train.bsz_warmup_ratio: 0.1 "
+         "has no effect, because dyn_bsz is false: there is no token budget to warm up.")),
+        ({"train.bsz_warmup_init_mbtoken": 100}, ("train.bsz_warmup_init_mbtoken: 100 has no "
+         "effect, because bsz_warmup_ratio: 0 leaves no warm-up.")),
+        ({"train.bsz_warmup_ratio": 0.1, "data.max_seq_len": 100},
+         ("train.bsz_warmup_init_mbtoken: 200 is above micro_batch_size * max_seq_len = 100, so "
+         "it would shrink. To fix: choose at most 100.")),
+        ({"data.train_sample": 5}, ("data.train_sample: 5 has no effect, because with dyn_bsz: "
+         "true an epoch is data.train_size tokens.")),
+        ({"data.train_sample": 5, "train.dyn_bsz": False}, ("data.train_sample: 5 has no effect, "
+         "because data with a length is trained pass by pass.")),
+        ({"data.datasets_type": "iterable", "data.train_size": None}, ("data.train_size: null "
+         "makes an epoch one pass, but the length of datasets_type: iterable is not known. To "
+         "fix: give data.train_size or train.max_steps, or use datasets_type: mapping.")),
+        ({"data.max_bad_fraction": 0.1}, ("data.max_bad_fraction: 0.1 has no effect, because "
+         "silent_exception: false stops at the first bad record.")),
+        ({"data.max_bad_fraction": 2.0, "data.silent_exception": True},
+         "data.max_bad_fraction: 2.0 is out of range."),
+        ({"data.multisource_datasets_type": "veomni_weighted_multisource"},
+         ("data.multisource_datasets_type: veomni_weighted_multisource has no effect, because "
+         "data.train_path is not a YAML file of several sources.")),
+        ({"data.source_name": "a", "data.train_path": "mix.yaml"}, ("data.source_name: a has no "
+         "effect, because the names stand in mix.yaml.")),
+        ({"data.source_name": "a/b"}, ("data.source_name: 'a/b' cannot be part of a metric's "
+         "name. To fix: use letters, digits, - or _.")),
         ({"data.data_type": "plaintext", "data.chat_template": "plain"}, ("data.chat_template: "
          "plain has no effect, because data_type: plaintext has no messages. To fix: leave it "
-         "out, or set data_type: conversation.")),
+         "out, or change data.data_type.")),
         ({"data.data_type": "plaintext", "data.overlong": "drop"}, ("data.overlong: drop has no "
          "effect, because data_type: plaintext cuts a longer text in chunks. To fix: leave it "
-         "out, or set data_type: conversation.")),
+         "out, or change data.data_type.")),
         ({"data.data_type": "plaintext", "data.truncation_side": "left"}, ("data.truncation_side: "
          "left has no effect, because data_type: plaintext cuts a longer text in chunks.")),
         ({"data.overlong": "error", "data.truncation_side": "left"}, ("data.truncation_side: left "
-         "has no effect, because overlong: error never truncates. To fix: leave it out, or set "
-         "overlong: truncate.")),
+         "has no effect, because overlong: error never truncates. To fix: leave it out, or "
+         "change data.overlong.")),
         ({"train.checkpoint.load_path": "auto", "train.checkpoint.overwrite": True},
          ("train.checkpoint.overwrite: load_path: auto goes on from the checkpoints that "
          "overwrite: true gives up. To fix: keep one of the two.")),
@@ -158,6 +194,15 @@ def test_each_verb_asks_for_what_it_reads_only(verb: str, message: str, fields: 
         {"train.optimizer.lr_start": 0.0, "train.optimizer.lr_warmup_ratio": 0.0},
         {"data.truncation_side": "left", "data.chat_template": "tokenizer"},
         {"data.overlong": "drop", "data.truncation_side": "right"},
+        {"data.chat_template": "gpt_oss"},
+        {"data.chat_template": "mine.jinja"},
+        {"train.dyn_bsz": False, "data.dataloader.drop_last": False},
+        {"train.dyn_bsz": False, "data.datasets_type": "iterable", "data.train_sample": 5},
+        {"train.bsz_warmup_ratio": 0.1, "train.bsz_warmup_init_mbtoken": 2048},
+        {"data.datasets_type": "iterable", "data.train_size": None, "train.max_steps": 3},
+        {"data.silent_exception": True, "data.max_bad_fraction": 0.0},
+        {"data.train_path": "m.yml", "data.multisource_datasets_type": "interleave"},
+        {"data.source_name": "docs", "train.pad_to_length": True},
         {
             "data.data_type": "plaintext",
             "data.overlong": "truncate",
@@ -185,7 +230,7 @@ def test_a_rule_is_skipped_where_the_task_has_no_such_field(fields: list[Field])
 
 
 def test_the_chat_templates_are_those_of_the_data_package():
-    assert NAMES["data.chat_template"] == tuple(TEMPLATES)
+    assert tuple(TEMPLATES) == data_rules.TEMPLATES
 
 
 def test_ranges_keep_their_ends_apart():

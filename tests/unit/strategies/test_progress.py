@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from omnilit.data.passes import EpochSteps
+from omnilit.data.epochs import EpochSteps
 from omnilit.strategies.progress import Position, read_place, resume_at, resume_loops
 
 

@@ -1,0 +1,179 @@
+"""Rules on the data and how it is batched: pure functions of the values."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from omnilit.config.view import View
+from omnilit.errors import Problem, suggest
+
+TEMPLATES: Final = ("default", "plain", "tokenizer", "chatml", "llama2", "gpt_oss")
+JINJA: Final = (".jinja", ".jinja2", ".j2")
+KIND: Final = "data.data_type"
+SIDE: Final = "data.truncation_side"
+DYN: Final = "train.dyn_bsz"
+DATASETS: Final = "data.datasets_type"
+TRAIN_PATH: Final = "data.train_path"
+SOURCE_NAME: Final = "data.source_name"
+MIXING: Final = "data.multisource_datasets_type"
+SAMPLES: Final = "data.train_sample"
+TOKENS: Final = "data.train_size"
+RATIO: Final = "train.bsz_warmup_ratio"
+INIT: Final = "train.bsz_warmup_init_mbtoken"
+# What plaintext never looks at, and why
+NOT_PLAINTEXT: Final = {
+    "data.chat_template": "has no messages",
+    "data.overlong": "cuts a longer text in chunks",
+    SIDE: "cuts a longer text in chunks",
+}
+# What acts with packing to a token budget only, and why
+NEEDS_PACKING: Final = {
+    TOKENS: "an epoch is then one pass, or train_sample samples of unsized data",
+    "data.dyn_bsz_buffer_size": "a micro-batch is then micro_batch_size samples as they come",
+    "train.pad_to_length": "there is no length to pad to",
+    RATIO: "there is no token budget to warm up",
+}
+
+
+def text_keys_have_text(view: View) -> list[Problem]:
+    """`text_keys` names fields."""
+    keys = view["data.text_keys"]
+    names = [keys] if isinstance(keys, str) else keys
+    if names is None or (names and all(name.strip() for name in names)):
+        return []
+    return [
+        Problem(
+            "data.text_keys",
+            f"{keys!r} names no field of a record",
+            "name the field that holds the text, or leave it out for the one of data.data_type",
+        )
+    ]
+
+
+def template_is_known(view: View) -> list[Problem]:
+    """`chat_template` is a known name, or looks like a file."""
+    name: str = view["data.chat_template"]
+    if name in TEMPLATES or name.endswith(JINJA):
+        return []
+    hint = suggest(name, TEMPLATES)
+    return [
+        Problem(
+            "data.chat_template",
+            f"{name!r} is not known{f'.{hint}' if hint else ''}",
+            f"use one of {', '.join(TEMPLATES)}, or a file that ends in {' or '.join(JINJA)}",
+        )
+    ]
+
+
+def plaintext_reads_it(view: View, path: str) -> list[Problem]:
+    """A field of conversations is not given with plaintext."""
+    if view[KIND] != "plaintext" or not view.is_changed(path):
+        return []
+    return [_no_effect(view, path, f"data_type: plaintext {NOT_PLAINTEXT[path]}", KIND)]
+
+
+def side_has_a_cut(view: View) -> list[Problem]:
+    """`truncation_side` is given only where something is truncated."""
+    overlong = view["data.overlong"]
+    if overlong == "truncate" or not view.is_changed(SIDE):
+        return []
+    return [_no_effect(view, SIDE, f"overlong: {overlong} never truncates", "data.overlong")]
+
+
+def packing_drops_no_batch(view: View) -> list[Problem]:
+    """`drop_last` is given without packing only."""
+    path = "data.dataloader.drop_last"
+    if not view[DYN] or not view.is_changed(path):
+        return []
+    return [
+        Problem(
+            path,
+            "it governs batches without dyn_bsz only; with dyn_bsz: true the last step of a pass "
+            "is always filled and kept",
+            "leave it out",
+        )
+    ]
+
+
+def packing_is_on(view: View, path: str) -> list[Problem]:
+    """A field of packing is not given without packing."""
+    if view[DYN] or not view.is_changed(path):
+        return []
+    return [_no_effect(view, path, f"dyn_bsz is false: {NEEDS_PACKING[path]}", DYN)]
+
+
+def warm_up_is_on(view: View) -> list[Problem]:
+    """The warm-up's first budget is given with a warm-up only, and below the full budget."""
+    if not view.is_changed(INIT) and not view[RATIO]:
+        return []
+    if not view[RATIO]:
+        return [_no_effect(view, INIT, "bsz_warmup_ratio: 0 leaves no warm-up", RATIO)]
+    full = view["train.micro_batch_size"] * view["data.max_seq_len"]
+    if view[INIT] <= full:
+        return []
+    problem = f"{view[INIT]} is above micro_batch_size * max_seq_len = {full}, so it would shrink"
+    return [Problem(INIT, problem, f"choose at most {full}")]
+
+
+def samples_are_counted(view: View) -> list[Problem]:
+    """`train_sample` is given only where an epoch is counted in samples."""
+    if not view.is_changed(SAMPLES) or (view[DATASETS] == "iterable" and not view[DYN]):
+        return []
+    reason = (
+        "with dyn_bsz: true an epoch is data.train_size tokens"
+        if view[DYN]
+        else "data with a length is trained pass by pass"
+    )
+    return [_no_effect(view, SAMPLES, reason, f"{DYN} and {DATASETS}")]
+
+
+def stream_has_an_end(view: View) -> list[Problem]:
+    """Data of unknown length needs the epoch's length."""
+    if view[DATASETS] != "iterable" or not view[DYN]:
+        return []
+    if view[TOKENS] is not None or view["train.max_steps"] is not None:
+        return []
+    return [
+        Problem(
+            TOKENS,
+            "null makes an epoch one pass, but the length of datasets_type: iterable is not known",
+            "give data.train_size or train.max_steps, or use datasets_type: mapping",
+        )
+    ]
+
+
+def limit_has_skipping(view: View) -> list[Problem]:
+    """`max_bad_fraction` is given only where bad records are skipped."""
+    path = "data.max_bad_fraction"
+    if view["data.silent_exception"] or not view.is_changed(path):
+        return []
+    reason = "silent_exception: false stops at the first bad record"
+    return [_no_effect(view, path, reason, "data.silent_exception")]
+
+
+def mixing_has_sources(view: View) -> list[Problem]:
+    """The kind of mixing is given with several sources only."""
+    path = view[TRAIN_PATH]
+    if not path or path.endswith((".yaml", ".yml")) or not view.is_changed(MIXING):
+        return []
+    reason = "data.train_path is not a YAML file of several sources"
+    return [_no_effect(view, MIXING, reason, TRAIN_PATH)]
+
+
+def one_source_has_one_name(view: View) -> list[Problem]:
+    """`source_name` names the one source there is."""
+    path, name = view[TRAIN_PATH], view[SOURCE_NAME]
+    if name is None or not path:
+        return []
+    if path.endswith((".yaml", ".yml")):
+        return [_no_effect(view, SOURCE_NAME, f"the names stand in {path}", TRAIN_PATH)]
+    if name.strip() and "/" not in name:
+        return []
+    problem = f"{name!r} cannot be part of a metric's name"
+    return [Problem(SOURCE_NAME, problem, "use letters, digits, - or _")]
+
+
+def _no_effect(view: View, path: str, reason: str, other: str) -> Problem:
+    return Problem(
+        path, f"{view[path]} has no effect, because {reason}", f"leave it out, or change {other}"
+    )

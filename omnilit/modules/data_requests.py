@@ -1,0 +1,77 @@
+"""From the `data` group of a configuration to what is prepared: for runs and for `omnilit data`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omnilit.data.files import list_files
+from omnilit.data.multisource import Mixture, SourceSpec, is_mixture, read_mixture
+from omnilit.data.prepare import PrepareRequest
+from omnilit.data.transforms import TransformSettings
+
+
+def find_mixture(path: str, *, key: str) -> Mixture | None:
+    """The mixture that a YAML file of several sources describes; None where `path` is data.
+
+    Only `data.train_path` can name one.
+
+    Raises:
+        ConfigError: Everything that is wrong with the file.
+    """
+    if key != "data.train_path" or not is_mixture(path):
+        return None
+    return read_mixture(path, key=key)
+
+
+def prepare_requests(
+    sources: Sequence[SourceSpec],
+    transform: TransformSettings,
+    *,
+    key: str,
+    datasets_type: str = "mapping",
+    silent_exception: bool = False,
+    max_bad_fraction: float = 0.01,
+) -> list[PrepareRequest]:
+    """What to prepare of each source.
+
+    Args:
+        sources: Those of a mixture, or the one there is.
+        transform: How records become samples.
+        key: The YAML path that names the data, for messages.
+        datasets_type: `mapping`, `iterable`, or a reader of the user's own.
+        silent_exception: Skip bad records.
+        max_bad_fraction: Share of them that stops all the same.
+
+    Raises:
+        ConfigError: A source that does not exist or holds no data.
+    """
+    folder = cache_dir()
+    return [
+        PrepareRequest(
+            tuple(list_files(source.path, key=key, datasets_type=datasets_type)),
+            transform,
+            folder,
+            source=source.name,
+            silent_exception=silent_exception,
+            max_bad_fraction=max_bad_fraction,
+        )
+        for source in sources
+    ]
+
+
+def read_text_keys(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """`data.text_keys`, one name or several, as `TransformSettings` takes it."""
+    if given is None:
+        return None
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def cache_dir() -> Path:
+    """Where tokenised data is kept: $OMNILIT_CACHE, else the user's cache folder."""
+    own = os.environ.get("OMNILIT_CACHE")
+    if own:
+        return Path(own).expanduser() / "data"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "omnilit" / "data"

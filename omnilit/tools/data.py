@@ -1,0 +1,188 @@
+"""`omnilit data`: what a data set holds, as training would see it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+
+from omnilit.cli.plan import READ_BY_DATA, make_data_view, read
+from omnilit.cli.raw import Command, read_command
+from omnilit.config.coerce import CoercionError, coerce, describe, parse_flag
+from omnilit.errors import ConfigError, Problem
+from omnilit.logging import format_table, show_on_rank_zero
+
+if TYPE_CHECKING:
+    from omnilit.tools.data_load import Loaded
+    from omnilit.tools.data_report import PartReport
+
+PNG: Final = "data_lengths.png"
+USAGE: Final = f"""\
+usage: omnilit data --config FILE [--show N] [--html FILE] [--png [FILE]] [--path.to.field VALUE]
+
+Reads and tokenises the data of a training configuration as `fit` would, and tells what it found:
+records, tokens, lengths, packing, duplicates, and every record that cannot be used. The tokens
+stay in the cache, where `fit` finds them. Nothing is written to output_dir.
+
+  --show N      print N samples, spread evenly over the training data, with the supervised text in
+                colour, or in [[double brackets]] where the output is no terminal
+  --html FILE   write the same, samples included, as one page
+  --png [FILE]  write the histogram; without a name to {PNG} beside the page, or here
+
+Exits with 2 where `fit` would refuse the data: a bad record without data.silent_exception, or more
+of them than data.max_bad_fraction.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for.
+
+    Args:
+        command: Configuration files and overrides.
+        num_shown: Samples to print.
+        html: Where to write the page; None for no page.
+        png: Where to write the histogram; None for none.
+    """
+
+    command: Command
+    num_shown: int = 0
+    html: Path | None = None
+    png: Path | None = None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Look into the data of a configuration; returns the exit code.
+
+    Raises:
+        ConfigError: Settings are wrong; with all their problems.
+        DataError: The data cannot be read at all, or holds no sample.
+    """
+    request = parse_request(argv)
+    if request.command.help_group is not None:
+        sys.stdout.write(help_text(request.command))
+        return 0
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    show_on_rank_zero(0)
+    view = make_data_view(request.command)
+    # imported only now: a wrong setting is told at once
+    from omnilit.tools.data_load import load_data
+
+    found = load_data(view, num_shown=request.num_shown)
+    write_outputs(request, found, Console(highlight=False))
+    refusals = find_refusals(
+        found.parts,
+        is_silent=view["data.silent_exception"],
+        max_bad_fraction=view["data.max_bad_fraction"],
+    )
+    sys.stderr.write("".join(f"fit would refuse this data: {line}\n" for line in refusals))
+    return 2 if refusals else 0
+
+
+def parse_request(argv: Sequence[str]) -> Request:
+    """Take the verb's own flags out of the others.
+
+    Raises:
+        ConfigError: A flag without its value or with a wrong one; all of them together.
+    """
+    command = read_command(argv)
+    own = {name: words for name, words in command.flags if name in ("show", "html", "png")}
+    problems: list[Problem] = []
+    if command.is_print_config:
+        fix = "use omnilit fit --print_config"
+        problems.append(Problem("--print_config", "data prints no configuration", fix))
+    if command.help_group:
+        problem = f"there is no group {command.help_group!r}, but one page"
+        problems.append(Problem("--help", problem, "give --help alone"))
+    shown = _take(own, "show", int, problems) if "show" in own else 0
+    if isinstance(shown, int) and shown < 0:
+        problems.append(Problem("--show", f"{shown} is below 0", "give the number of samples"))
+    html = Path(_take(own, "html", str, problems)) if "html" in own else None
+    png = None
+    if "png" in own:
+        beside = html.parent if html else Path()
+        png = Path(_take(own, "png", str, problems)) if own["png"] else beside / PNG
+    if problems:
+        raise ConfigError.of(problems)
+    flags = tuple(flag for flag in command.flags if flag[0] not in own)
+    return Request(replace(command, flags=flags), shown, html, png)
+
+
+def help_text(command: Command) -> str:
+    """Usage, and the settings that the verb reads."""
+    fields = [f for f in read(command).fields if f.path.startswith(READ_BY_DATA)]
+    rows = [
+        (
+            f"--{f.path}",
+            describe(f.annotation),
+            "required" if f.required else f.default,
+            f.description,
+        )
+        for f in fields
+    ]
+    table = format_table("settings:", ("setting", "type", "default", "meaning"), rows)
+    return f"{USAGE}\n{table}\n"
+
+
+def write_outputs(request: Request, found: Loaded, console: Console) -> None:
+    """Print what was found, and write the files that were asked for.
+
+    Raises:
+        ConfigError: One of them cannot be written.
+    """
+    from omnilit.tools.data_page import build_page, save_page
+    from omnilit.tools.data_report import build_histograms
+    from omnilit.tools.data_view import show_parts, show_samples
+    from omnilit.tools.histogram import save_png
+
+    show_parts(found.parts, console)
+    show_samples(found.samples, console)
+    if request.html is not None:
+        title = "Data of " + ", ".join(map(str, request.command.files))
+        save_page(build_page(title, found.parts, found.samples), request.html)
+        sys.stderr.write(f"page: {request.html}\n")
+    histograms = [h for part in found.parts for h in build_histograms(part)]
+    if request.png is not None and histograms:
+        save_png(histograms, request.png)
+        sys.stderr.write(f"histogram: {request.png}\n")
+    elif request.png is not None:
+        sys.stderr.write(f"no histogram in {request.png}: there are no samples\n")
+
+
+def find_refusals(
+    parts: Sequence[PartReport], *, is_silent: bool, max_bad_fraction: float
+) -> list[str]:
+    """Why training would not start on this data; nothing where it would.
+
+    Args:
+        parts: Training data, evaluation data.
+        is_silent: `data.silent_exception`: bad records are skipped.
+        max_bad_fraction: Share of them that is too much.
+    """
+    found = [f"{part.title}: {failure}" for part in parts for failure in part.failures]
+    for part in parts:
+        bad, records = part.num_bad, part.num_records
+        count = f"{part.title}: {bad:,} of {records:,} records {'is' if bad == 1 else 'are'} bad"
+        if bad and not is_silent:
+            found.append(f"{count}, and data.silent_exception is false")
+        elif bad > max_bad_fraction * records:
+            found.append(f"{count}, more than data.max_bad_fraction {max_bad_fraction:g}")
+    return found
+
+
+def _take(own: dict[str, tuple[str, ...]], name: str, kind: type, problems: list[Problem]) -> Any:
+    """The value of a flag; where it is wrong, a problem and the type's empty value."""
+    words = own[name]
+    if len(words) != 1:
+        problems.append(Problem(f"--{name}", "needs one value", f"write --{name} VALUE"))
+        return kind()
+    try:
+        return coerce(parse_flag(words, kind), kind)
+    except CoercionError as error:
+        problems.append(Problem(f"--{name}", error.problem, error.fix))
+        return kind()
