@@ -149,11 +149,54 @@ def _open(file: DataFile) -> Iterator[IO[bytes]]:
         with open(file.path, "rb") as data:  # noqa: PTH123 - the cheapest way
             yield data
         return
-    kind = {".gz": "gzip", ".zst": "zstd"}
-    compression = next((kind[end] for end in kind if file.path.endswith(end)), None)
+    compression = "gzip" if file.path.endswith(".gz") else None
     opened: Any = fsspec.open(file.path, "rb", compression=compression)
     with opened as data:
-        yield data
+        is_zstd = file.path.endswith(".zst")
+        yield io.BufferedReader(_ZstdFile(data)) if is_zstd else data
+
+
+class _ZstdFile(io.RawIOBase):
+    """What a zstd file holds; unlike zstandard's own reader it notices an end that is missing.
+
+    Args:
+        data: The compressed file.
+    """
+
+    def __init__(self, data: IO[bytes]) -> None:
+        import zstandard
+
+        self._data = data
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame = self._decompressor.decompressobj()
+        self._held = b""
+        self._is_inside = False  # of a frame
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill `buffer`; 0 at the end.
+
+        Raises:
+            EOFError: The file ends within a frame.
+        """
+        while not self._held:
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._is_inside = self._decompressor.decompressobj(), False
+            packed = packed or self._data.read(CHUNK)
+            if not packed:
+                if self._is_inside:
+                    raise EOFError("the file ends too early")
+                return 0
+            self._is_inside = True
+            self._held = self._frame.decompress(packed)
+            self._is_inside = not self._frame.eof
+        size = min(len(buffer), len(self._held))
+        buffer[:size], self._held = self._held[:size], self._held[size:]
+        return size
 
 
 def _read_jsonl(file: DataFile, start: int) -> Iterator[RawRow]:

@@ -1,0 +1,20 @@
+"""A reader of a user's own, for tests of `data.datasets_type`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Countdown:
+    """A reader of the user's own."""
+
+    def __init__(self, path: str) -> None:
+        self.number = int(path)
+
+    def fingerprint(self) -> str:
+        return f"countdown-{self.number}"
+
+    def rows(self, start: int) -> Iterator[Mapping[str, Any]]:
+        for number in range(self.number - start, 0, -1):
+            yield {"text": str(number)}
