@@ -5,10 +5,12 @@ Nothing here imports torch, transformers or lightning, so `omnilit --help` answe
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
@@ -39,6 +41,37 @@ PARENT_TIMEOUT_S: Final = 30.0
 NOT_YET: Final = ("export", "report")
 # Lightning's names, which its users will try
 RENAMED: Final = {"test": "evaluation is 'validate'", "predict": "generation is 'infer'"}
+
+
+class ProcessEnd:
+    """Ends the process behind all other exit handlers, without tearing the interpreter down.
+
+    A thread of gloo, Arrow or another library below may still be giving a tensor back. The
+    interpreter ends such a thread when it asks for the lock, from within code that C++ does not
+    let it leave: `terminate called without an active exception`, exit code -6, now and then.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1  # what an error that nobody caught leaves behind
+
+    def leave(self) -> None:
+        """Hand over what was printed, and go."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+                stream.flush()
+        os._exit(self.code)
+
+
+def run_process() -> None:
+    """The command `omnilit`: `main` on this process's arguments, and the process's end."""
+    end = ProcessEnd()
+    atexit.register(end.leave)  # the first to be registered is the last to run
+    try:
+        end.code = main()
+    except SystemExit as error:
+        end.code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+    raise SystemExit(end.code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,4 +158,4 @@ def _name_config(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_process()

@@ -40,6 +40,37 @@ def test_python_m_omnilit_prints_the_version():
 
 
 @pytest.mark.parametrize(
+    ("end", "code"),
+    [("return 3", 3), ("sys.exit(4)", 4), ("sys.exit('no')", 1), ("raise ValueError", 1)],
+)
+def test_the_process_ends_with_its_code_and_never_tears_the_interpreter_down(end, code):
+    program = f"""
+import atexit, sys
+from omnilit.__main__ import TARGETS, run_process
+
+class Late:
+    def __del__(self):
+        print("torn down")
+
+def run(argv):
+    atexit.register(print, "exit handlers run")
+    print("said")
+    {end}
+
+module = type(sys)("stub")
+module.run, module.late = run, Late()
+sys.modules[TARGETS["env"]] = module
+sys.argv = ["omnilit", "env"]
+run_process()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stdout == "said\nexit handlers run\n"
+
+
+@pytest.mark.parametrize(
     ("verb", "message"),
     [
         ("fti", "there is no 'fti'. Did you mean 'fit'?"),
