@@ -56,7 +56,8 @@ invariant: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/data_vs_trl.py
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.data_vs_trl
+	$(BIN)/python -m benchmarks.data_scale
 
 coverage: setup
 	$(BIN)/coverage erase
