@@ -13,8 +13,8 @@ class Position(NamedTuple):
     """How far training is, the same on every rank and for any number of ranks.
 
     Args:
-        pass_index: 0-based trip through the data; stays 0 for a stream.
-        items: Micro-batches of that pass, or of the whole stream, that were consumed.
+        pass_index: 0-based trip through the data.
+        items: Micro-batches of that pass that were consumed.
     """
 
     pass_index: int = 0
@@ -92,12 +92,21 @@ class ItemStream(Protocol):
         """Windows of `num_items` from `start` to the end of its pass; None if not known."""
         ...
 
-    def commit(self, window: Sequence[Fetched], sums: Mapping[str, float]) -> None:
+    def commit(
+        self,
+        window: Sequence[Fetched],
+        sums: Mapping[str, float],
+        *,
+        start: Position,
+        is_last: bool,
+    ) -> None:
         """A window is about to be trained on.
 
         Args:
             window: This rank's micro-batches.
             sums: Of `Fetched.counts`, over all ranks.
+            start: Where the window begins.
+            is_last: Of its epoch.
 
         Raises:
             DataError: The sums say that the run must not go on; on every rank.

@@ -123,7 +123,14 @@ class PlannedItems:
         left = self.plan(start.pass_index).size - start.items
         return left // num_items if self.settings.drop_last else math.ceil(left / num_items)
 
-    def commit(self, window: Sequence[Fetched], sums: Mapping[str, float]) -> None:
+    def commit(
+        self,
+        window: Sequence[Fetched],
+        sums: Mapping[str, float],
+        *,
+        start: Position,
+        is_last: bool,
+    ) -> None:
         """Nothing to remember: plans are made again."""
 
     def state_dict(self) -> dict[str, object]:

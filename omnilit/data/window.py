@@ -169,14 +169,15 @@ class TrainLoader:
     def _run(self, num_windows: int) -> Iterator[MicroBatch]:
         num_items, size = self.layout.num_items, self.layout.window_size
         fetched = self.items.fetch(self.position, num_windows=num_windows, layout=self.layout)
-        for _ in range(num_windows):
+        for number in range(num_windows):
             start = self.items.open(self.position)
             began = time.perf_counter()
             window = self._fetch(fetched)
             waited = time.perf_counter() - began
             sums = dict(self._reduce(_sum_counts(window), None))
             extra = {n.removeprefix(EXTRA): sums.pop(n) for n in list(sums) if n.startswith(EXTRA)}
-            self.items.commit(window, extra)
+            is_last = number == num_windows - 1
+            self.items.commit(window, extra, start=start, is_last=is_last)
             num_tokens = int(sums.pop(NUM_TOKENS))
             for index, one in enumerate(window):
                 if index == size - 1:

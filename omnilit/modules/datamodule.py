@@ -25,7 +25,7 @@ from omnilit.data.planned import PlannedItems
 from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepare, read_bad
 from omnilit.data.quarantine import FILE, BadRecord, append_quarantine
 from omnilit.data.stream import StreamData, StreamedItems, count_shards
-from omnilit.data.stream_shard import StreamSettings
+from omnilit.data.stream_state import StreamSettings
 from omnilit.data.templates import select_template
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.data.warmup import BudgetSchedule
@@ -320,7 +320,8 @@ class OmniDataModule(LightningDataModule):
             count_shards(files),
             self.dyn_bsz_buffer_size,
             None if train.dyn_bsz else train.micro_batch_size,
-            self.silent_exception,
+            drop_last=not train.dyn_bsz and self.dataloader_config.drop_last,
+            is_silent=self.silent_exception,
         )
         return StreamedItems(
             StreamData(

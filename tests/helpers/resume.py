@@ -14,11 +14,13 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from omnilit.config import DataloaderConfig
+from omnilit.data import stream
 from omnilit.testing import run_ranks
 from tests.helpers import training
 
 NUM_RECORDS = {"a": 60, "b": 25}
-KINDS = ("mapping", "iterable", "multisource", "multisource stream")
+KINDS = ("mapping", "iterable", "iterable in shards", "multisource", "multisource stream")
+IN_SHARDS = ("iterable in shards", "multisource stream")
 Read = tuple[str, str, int]  # source, file, row
 
 
@@ -71,7 +73,7 @@ def data_arguments(kind: str, folder: Path) -> dict[str, Any]:
     """The `data` group of a kind of data."""
     path = folder / ("mix.yaml" if kind.startswith("multisource") else "a.jsonl")
     data: dict[str, Any] = {"train_path": str(path), "train_size": None}
-    if kind in {"iterable", "multisource stream"}:
+    if kind in {"iterable", *IN_SHARDS}:
         data |= {"datasets_type": "iterable", "dyn_bsz_buffer_size": 7}
     return data
 
@@ -82,6 +84,8 @@ def read_steps(
     """What this rank reads in each step of a run."""
     if workers:  # a fork server would import torch anew in each
         multiprocessing.set_start_method("fork", force=True)
+    if kind in IN_SHARDS:
+        stream.SHARD_BYTES = 2048  # a rank is a process of its own
     steps, place = Steps(), Path(folder)
     training.train(
         place,
