@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -61,7 +62,7 @@ def map_in_order(
         held = Path(folder) / "state.pickle"
         held.write_bytes(pickle.dumps(state))
         call = partial(_call, str(held), function)
-        with ProcessPoolExecutor(num_workers, context, initializer=_use_one_thread) as executor:
+        with ProcessPoolExecutor(num_workers, context, initializer=_start_worker) as executor:
             try:
                 yield from _run(executor, call, iter(batches), AHEAD * num_workers)
             except BrokenProcessPool as error:
@@ -86,8 +87,17 @@ def _run(
         yield result
 
 
-def _use_one_thread() -> None:
+def _start_worker() -> None:
     os.environ.update(SINGLE_THREADED)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells its workers nothing, and each would hold the others' pipes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has been started by somebody"
+    parent.join()
+    os._exit(1)
 
 
 def _call(held: str, function: Callable[[Any, T], R], batch: T) -> R:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,6 +180,32 @@ def test_a_dead_process_of_a_pool_is_an_error_at_once():
     found = map_in_order(square, 1, [1, 17, 2, 3], num_workers=2, preload="omnilit.data.pool")
     with pytest.raises(DataError, match="a process that tokenises died"):
         list(found)
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    program = """
+import itertools, os, signal
+from omnilit.data.pool import map_in_order
+from tests.unit.data.test_batching import own_id
+
+found = map_in_order(own_id, 0, itertools.count(), num_workers=2, preload="omnilit.data.pool")
+print(next(found), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    worker = Path("/proc") / done.stdout.strip()
+    end = time.monotonic() + 30
+    while worker.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert done.returncode == -signal.SIGKILL
+    assert worker.name.isdecimal()
+    assert not worker.exists()
+
+
+def own_id(_: int, number: int) -> int:
+    return os.getpid()
 
 
 def test_bad_records_are_written_once(tmp_path: Path):
