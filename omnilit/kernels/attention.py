@@ -110,9 +110,10 @@ def _by_segment(
     q, k, v = qkv
     if len(bounds) == 2:
         return attend(q, k, v, rule, sinks_N).transpose(1, 2).contiguous()
-    parts = [
-        attend(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], rule, sinks_N) for a, b in pairwise(bounds)
-    ]
+    sizes = [b - a for a, b in pairwise(bounds)]
+    # split, not slices: the backward of a slice fills and adds a whole tensor for each segment
+    pieces = zip(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
+    parts = [attend(*piece, rule, sinks_N) for piece in pieces]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
