@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -59,35 +60,76 @@ def check_bad_fraction(
     )
 
 
-def append_quarantine(file: Path, records: Iterable[BadRecord]) -> int:
-    """Write bad records as JSON lines, those left out that stand in the file already.
+class Quarantine:
+    """The bad records of a run in a file of JSON lines, each of them once.
+
+    Several processes may add to one file. What stands in it is read before the first addition;
+    what is added later by others is not looked at, since they skip records of their own.
 
     Args:
-        file: `quarantine.jsonl` of a run.
-        records: What to add.
-
-    Returns:
-        How many were new.
+        file: `quarantine.jsonl` of a run; made when there is something to write.
     """
-    known = {(old.source, old.file, old.row) for old in read_quarantine(file)}
-    new = [r for r in dict.fromkeys(records) if (r.source, r.file, r.row) not in known]
-    if new:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bad(file, new)
-    return len(new)
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._known: set[tuple[str, str, int]] | None = None
+
+    def add(self, records: Iterable[BadRecord]) -> int:
+        """Write records down, those left out that are known.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        try:
+            if self._known is None:
+                self._known = set(map(_place, read_quarantine(self.file)))
+            new = {_place(one): one for one in records if _place(one) not in self._known}
+            if new:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_bad(self.file, new.values())
+                self._known.update(new)
+        except OSError as error:
+            raise DataError(
+                problem=f"bad records cannot be written down ({error.strerror})",
+                fix="free space, or choose an output_dir that can be written",
+                file=str(self.file),
+            ) from error
+        return len(new)
 
 
 def write_bad(file: Path, records: Iterable[BadRecord]) -> None:
-    """Add bad records to a file, whatever stands in it already."""
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write("".join(json.dumps(record._asdict()) + "\n" for record in records))
+    """Add bad records to a file, as whole lines, whatever stands in it already."""
+    data = "".join(json.dumps(record._asdict()) + "\n" for record in records).encode()
+    if not data:
+        return
+    descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # half a line of a killed run
+            data = b"\n" + data
+        while data:  # at once, so that lines of other processes come before or behind
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
 
 
 def read_quarantine(file: Path) -> Iterator[BadRecord]:
-    """The records that `append_quarantine` wrote; none where there is no file."""
+    """The records that were written; none where there is no file.
+
+    What a run that was killed left of a line is passed over.
+    """
     if not file.is_file():
         return
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            if line.endswith("\n"):  # a run that was killed may have left half a line
+            try:
                 yield BadRecord(**json.loads(line))
+            except (ValueError, TypeError):  # no JSON, or not all of the fields
+                continue
+
+
+def _place(record: BadRecord) -> tuple[str, str, int]:
+    return record.source, record.file, record.row

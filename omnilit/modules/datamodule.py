@@ -23,7 +23,7 @@ from omnilit.data.multisource import Mixture, SourceSpec
 from omnilit.data.packing import PlanSettings
 from omnilit.data.planned import PlannedItems
 from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepare, read_bad
-from omnilit.data.quarantine import FILE, BadRecord, append_quarantine
+from omnilit.data.quarantine import FILE, BadRecord, Quarantine
 from omnilit.data.stream import StreamData, StreamedItems, count_shards
 from omnilit.data.stream_state import StreamSettings
 from omnilit.data.templates import select_template
@@ -129,6 +129,7 @@ class OmniDataModule(LightningDataModule):
         self._datasets: dict[str, list[TokenDataset]] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._workers = WorkerSettings()
+        self._quarantined = Quarantine(Path(train.checkpoint.output_dir) / FILE)
 
     @override
     def setup(self, stage: str) -> None:
@@ -392,9 +393,8 @@ class OmniDataModule(LightningDataModule):
 
     def _quarantine(self, bad: Sequence[BadRecord]) -> None:
         """Write down what was skipped."""
-        file = Path(self.train_arguments.checkpoint.output_dir) / FILE
-        if bad and (num_new := append_quarantine(file, bad)):
-            log.warning("skipped %d bad records: %s", num_new, file)
+        if bad and (num_new := self._quarantined.add(bad)):
+            log.warning("skipped %d bad records: %s", num_new, self._quarantined.file)
 
     def _choose_workers(self, topology: Topology) -> WorkerSettings:
         config = self.dataloader_config

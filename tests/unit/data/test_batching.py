@@ -23,12 +23,7 @@ from omnilit.data.items import WindowLayout
 from omnilit.data.packing import PlanSettings
 from omnilit.data.planned import PlannedItems
 from omnilit.data.pool import map_in_order
-from omnilit.data.quarantine import (
-    BadRecord,
-    append_quarantine,
-    check_bad_fraction,
-    read_quarantine,
-)
+from omnilit.data.quarantine import check_bad_fraction
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.data.window import TrainLoader
 from omnilit.errors import ConfigError, DataError
@@ -206,17 +201,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def own_id(_: int, number: int) -> int:
     return os.getpid()
-
-
-def test_bad_records_are_written_once(tmp_path: Path):
-    file = tmp_path / "run" / "quarantine.jsonl"
-    one, two = (BadRecord("s", "f", row, "odd", "mend it") for row in (1, 2))
-    assert append_quarantine(file, [one, one]) == 1
-    assert append_quarantine(file, [one, two]) == 1
-    with file.open("a") as lines:
-        lines.write('{"half')  # of a run that was killed
-    assert list(read_quarantine(file)) == [one, two]
-    assert list(read_quarantine(tmp_path / "none")) == []
 
 
 def test_too_many_bad_records_stop_the_run():
