@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -137,12 +137,23 @@ class _Done(NamedTuple):
     bad: tuple[BadRecord, ...]
 
 
-def prepare(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> PreparedInfo:
+def prepare(
+    request: PrepareRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    on_bad: Callable[[Sequence[BadRecord]], None] | None = None,
+) -> PreparedInfo:
     """Tokenise the files of a request, or find the result of an earlier time.
 
     The folder's name is a key of the files' names and contents, the tokenizer with its
     template, the settings and the format, so that a stale result is never found. It appears
     whole or not at all. One process should call this and the others open the result.
+
+    Args:
+        request: What to prepare.
+        tokenizer: The model's.
+        on_bad: Is given the records that were skipped, before too many of them or anything else
+            stops the run.
 
     Returns:
         Where the samples are (see `open_prepared`) and how many.
@@ -154,10 +165,11 @@ def prepare(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> Prep
     """
     transform = build_transform(request.transform, tokenizer)
     folder = request.cache_dir / cache_key(request, transform, tokenizer)
-    if not (folder / COMPLETE).is_file():
+    is_new = not (folder / COMPLETE).is_file()
+    if is_new:
         started = time.perf_counter()
         try:
-            _write(request, transform, folder)
+            _write(request, transform, folder, on_bad)
         except OSError as error:
             raise DataError(
                 problem=f"the tokenised data cannot be written ({error})",
@@ -170,6 +182,8 @@ def prepare(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> Prep
     if info["num_bad"] and not request.silent_exception:  # prepared by somebody who skips
         bad = next(read_bad(info))
         raise DataError(problem=bad.reason, fix=bad.fix, file=bad.file, row=bad.row)
+    if not is_new and on_bad is not None:
+        on_bad(list(read_bad(info)))
     check_bad_fraction(info["num_bad"], info["num_records"], limit=request.max_bad_fraction)
     return info
 
@@ -238,31 +252,47 @@ def _check_first(work: _Work, records: list[Record], bad_rows: set[int]) -> None
         work.transform.check(first)
 
 
-def _write(request: PrepareRequest, transform: Transform, folder: Path) -> None:
+def _write(
+    request: PrepareRequest,
+    transform: Transform,
+    folder: Path,
+    on_bad: Callable[[Sequence[BadRecord]], None] | None,
+) -> None:
+    with publish(folder) as staged:
+        try:
+            counts = _tokenize(request, transform, staged)
+        finally:
+            if on_bad is not None:
+                on_bad(list(read_quarantine(staged / BAD)))
+        paths = [file.path for file in request.files]
+        info = {"files": paths, "parts": [PART], "counts": asdict(counts)}
+        (staged / INFO).write_text(json.dumps(info), encoding="utf-8")
+
+
+def _tokenize(request: PrepareRequest, transform: Transform, folder: Path) -> _Counts:
+    """Write the samples and the bad records to `folder`."""
     paths = tuple(file.path for file in request.files)
     work = _Work(transform, paths, request.source, request.silent_exception)
     total, by_file = _Counts(), [_Counts() for _ in paths]
     batches = chain.from_iterable(map(_batch_rows, range(len(paths)), request.files))
     read: list[int] = []  # the file of each batch under way
-    with publish(folder) as staged:
-        with TokenFile(staged / PART) as tokens:
-            done = map_in_order(
-                encode_rows,
-                work,
-                _noted(batches, read),
-                num_workers=_choose_workers(request),
-                preload=__name__,
-            )
-            for one in done:
-                tokens.write(_from_bytes(one.batch))
-                total.add(one.counts)
-                by_file[read.pop(0)].add(one.counts)
-                write_bad(staged / BAD, one.bad)
-                limit = request.max_bad_fraction
-                check_bad_fraction(total.num_bad, total.num_records, limit=limit, is_final=False)
-        _check_counts(request, total, by_file)
-        info = {"files": list(paths), "parts": [PART], "counts": asdict(total)}
-        (staged / INFO).write_text(json.dumps(info), encoding="utf-8")
+    with TokenFile(folder / PART) as tokens:
+        done = map_in_order(
+            encode_rows,
+            work,
+            _noted(batches, read),
+            num_workers=_choose_workers(request),
+            preload=__name__,
+        )
+        for one in done:
+            tokens.write(_from_bytes(one.batch))
+            total.add(one.counts)
+            by_file[read.pop(0)].add(one.counts)
+            write_bad(folder / BAD, one.bad)
+            limit = request.max_bad_fraction
+            check_bad_fraction(total.num_bad, total.num_records, limit=limit, is_final=False)
+    _check_counts(request, total, by_file)
+    return total
 
 
 def _check_counts(request: PrepareRequest, total: _Counts, by_file: list[_Counts]) -> None:

@@ -22,7 +22,7 @@ from omnilit.data.mixing import MixedSamples, MixOrder
 from omnilit.data.multisource import Mixture, SourceSpec
 from omnilit.data.packing import PlanSettings
 from omnilit.data.planned import PlannedItems
-from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepare, read_bad
+from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepare
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
 from omnilit.data.stream import StreamData, StreamedItems, count_shards
 from omnilit.data.stream_state import StreamSettings
@@ -380,10 +380,8 @@ class OmniDataModule(LightningDataModule):
         tokenizer = self._tokenizer
 
         def prepare_all() -> list[PreparedInfo]:
-            found = [prepare(request, tokenizer) for request in self._requests(name, mixture)]
-            for info in found:
-                self._quarantine(list(read_bad(info)))
-            return found
+            requests = self._requests(name, mixture)
+            return [prepare(one, tokenizer, on_bad=self._quarantine) for one in requests]
 
         infos = run_on_first(prepare_all, name=f"prepare/{name}")
         self._info |= {info["source"]: info for info in infos}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from omnilit.data.cache import open_prepared, publish
 from omnilit.data.files import DataFile
 from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare, read_bad
+from omnilit.data.quarantine import BadRecord
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.errors import DataError
 from omnilit.types import IGNORE, Origin, Record
@@ -233,6 +235,44 @@ def test_bad_records_are_skipped_told_and_limited(
         prepare(replace(request, max_bad_fraction=0.39), tokenizer)
     with pytest.raises(DataError, match=r"data\.jsonl:2: the line is not JSON"):
         prepare(replace(request, silent_exception=False), tokenizer)
+
+
+def test_bad_records_are_told_before_a_limit_or_an_error_stops_the_run(
+    spoilt: Path,
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    request = replace(request_for(spoilt), silent_exception=True, max_bad_fraction=0.1)
+    told: list[BadRecord] = []
+    with pytest.raises(DataError, match=r"2 of 5 records are bad, more than"):
+        prepare(request, tokenizer, on_bad=told.extend)
+    assert [one.row for one in told] == [2, 4]
+    assert all((one.source, one.file) == ("train", str(spoilt)) for one in told)
+    # where the limit stops it midway, which leaves nothing in the cache
+    many = write_jsonl(["{"] * 3000 + [_chat("x")], "many.jsonl")
+    told.clear()
+    with pytest.raises(DataError, match=r"records are bad, more than"):
+        prepare(
+            replace(request, files=(DataFile(str(many), "jsonl"),)), tokenizer, on_bad=told.extend
+        )
+    assert 1000 <= len(told) < 3000
+    # found in the cache
+    told.clear()
+    prepare(replace(request, max_bad_fraction=0.5), tokenizer, on_bad=told.extend)
+    assert [one.row for one in told] == [2, 4]
+    told.clear()
+    with pytest.raises(DataError, match=r"2 of 5 records are bad, more than"):
+        prepare(request, tokenizer, on_bad=told.extend)
+    assert [one.row for one in told] == [2, 4]
+    # by another file
+    cut = spoilt.with_name("cut.jsonl.gz")
+    cut.write_bytes(gzip.compress(spoilt.read_bytes() * 500)[:-40])
+    told.clear()
+    files = (*request.files, DataFile(str(cut), "jsonl"))
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: the file cannot be read"):
+        prepare(replace(request, files=files, max_bad_fraction=0.5), tokenizer, on_bad=told.extend)
+    assert [one.row for one in told[:2]] == [2, 4]
 
 
 def test_workers_prepare_what_one_process_prepares(

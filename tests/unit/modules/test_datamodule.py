@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config, PretrainedConfig, Qwen3Config
 
-from omnilit.errors import ConfigError
+from omnilit.config import CheckpointConfig, TrainingArguments
+from omnilit.data.quarantine import read_quarantine
+from omnilit.errors import ConfigError, DataError
 from omnilit.modules import OmniDataModule, SFTModule
 from omnilit.modules.datamodule import check_positions
 from tests.helpers.tokenizers import build_tokenizer
@@ -51,7 +56,45 @@ class OnOneRank(SFTModule):
 
     @property
     def topology(self) -> Any:
-        return SimpleNamespace(data_rank=0)
+        return SimpleNamespace(data_rank=0, data_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OmniDataModule]:
+    """A data module on one rank in the test's folder, with a tiny model, not yet set up."""
+    monkeypatch.setenv("OMNILIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained("model")
+    GPT2Config(vocab_size=len(tokenizer), n_positions=64).save_pretrained("model")
+
+    def make(*, train: dict[str, Any] | None = None, **fields: Any) -> OmniDataModule:
+        arguments = TrainingArguments(checkpoint=CheckpointConfig(output_dir="run"), **train or {})
+        data = OmniDataModule(**{"max_seq_len": 32, **fields}, train=arguments)
+        module = OnOneRank(config_path="model", train=arguments)
+        trainer = SimpleNamespace(lightning_module=module, accumulate_grad_batches=1)
+        data.trainer = trainer  # pyright: ignore[reportAttributeAccessIssue]
+        return data
+
+    return make
+
+
+def write(name: str, *texts: str) -> str:
+    Path(name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return name
+
+
+def test_what_is_skipped_is_written_down_before_the_limit_stops_the_run(
+    build: Callable[..., OmniDataModule],
+):
+    file = write("a.jsonl", "good words", "more words")
+    with Path(file).open("a") as lines:
+        lines.write("{\n")
+    data = build(train_path=file, data_type="plaintext", silent_exception=True)
+    with pytest.raises(DataError, match=r"1 of 3 records are bad.*quarantine\.jsonl"):
+        data.setup("fit")
+    (bad,) = read_quarantine(Path("run/quarantine.jsonl"))
+    assert (bad.file, bad.row) == (file, 3)
 
 
 def test_setup_compares_the_length_with_the_models_positions(tmp_path: Path):
