@@ -101,12 +101,15 @@ class TokenDataset:
     Args:
         path: A folder that `prepare` finished.
         source: Name of the data source, for the origin of every sample.
+        files: Paths of the files that it was made of, likewise; by default those of that time.
 
     Raises:
         DataError: The folder is missing or unfinished.
     """
 
-    def __init__(self, path: str | Path, *, source: str = "train") -> None:
+    def __init__(
+        self, path: str | Path, *, source: str = "train", files: Sequence[str] | None = None
+    ) -> None:
         self.path, self.source = Path(path), source
         if not (self.path / COMPLETE).is_file():
             raise DataError(
@@ -115,7 +118,7 @@ class TokenDataset:
                 file=str(self.path),
             )
         info = json.loads((self.path / INFO).read_text(encoding="utf-8"))
-        self._files: list[str] = info["files"]
+        self._files: list[str] = list(info["files"] if files is None else files)
         self.has_weights = bool(info["counts"]["num_weighted"])
         self._batches: list[pa.RecordBatch] = []
         for part in info["parts"]:
@@ -150,9 +153,9 @@ class TokenDataset:
         origin = Origin(self.source, file, batch.column("row")[row].as_py())
         return Sample(ids, labels, origin, weights, batch.column(4)[row].as_py())
 
-    def __reduce__(self) -> tuple[Callable[..., TokenDataset], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Callable[..., TokenDataset], tuple[str, str, list[str]]]:
         """Travel as a path."""
-        return open_prepared, (str(self.path), self.source)
+        return open_prepared, (str(self.path), self.source, self._files)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """A column of numbers of `SCHEMA`, one a sample; nulls become -1."""
@@ -161,9 +164,11 @@ class TokenDataset:
         return np.concatenate([column.to_numpy(zero_copy_only=False) for column in filled])
 
 
-def open_prepared(path: str | Path, source: str = "train") -> TokenDataset:
+def open_prepared(
+    path: str | Path, source: str = "train", files: Sequence[str] | None = None
+) -> TokenDataset:
     """The samples that `prepare` wrote to `path`; see `TokenDataset`."""
-    return TokenDataset(path, source=source)
+    return TokenDataset(path, source=source, files=files)
 
 
 @contextmanager

@@ -75,6 +75,9 @@ class PrepareRequest:
 class PreparedInfo(TypedDict):
     """What was prepared, ready for JSON.
 
+    `files` are the paths of today: the folder at `path` may have been made when the same contents
+    had others.
+
     Records are counted by what became of them: `num_truncated` and `num_cut` lost tokens (the
     latter within a message), `num_dropped` were longer than `max_seq_len`, truncation left
     `num_unsupervised` nothing to train, `num_bad` could not be used.
@@ -82,6 +85,7 @@ class PreparedInfo(TypedDict):
 
     path: str
     source: str
+    files: list[str]
     num_records: int
     num_samples: int
     num_tokens: int
@@ -145,9 +149,9 @@ def prepare(
 ) -> PreparedInfo:
     """Tokenise the files of a request, or find the result of an earlier time.
 
-    The folder's name is a key of the files' names and contents, the tokenizer with its
-    template, the settings and the format, so that a stale result is never found. It appears
-    whole or not at all. One process should call this and the others open the result.
+    The folder's name is a key of the files' contents and order, the tokenizer with its template,
+    the settings and the format, so that a stale result is never found, and data that was moved
+    is. It appears whole or not at all. One process should call this and the others open the result.
 
     Args:
         request: What to prepare.
@@ -178,7 +182,8 @@ def prepare(
             ) from error
         logger.info("tokenised %s in %.1f s", request.source, time.perf_counter() - started)
     found = json.loads((folder / INFO).read_text(encoding="utf-8"))["counts"]
-    info = PreparedInfo(path=str(folder), source=request.source, **found)
+    paths = [file.path for file in request.files]
+    info = PreparedInfo(path=str(folder), source=request.source, files=paths, **found)
     if info["num_bad"] and not request.silent_exception:  # prepared by somebody who skips
         bad = next(read_bad(info))
         raise DataError(problem=bad.reason, fix=bad.fix, file=bad.file, row=bad.row)
@@ -190,8 +195,11 @@ def prepare(
 
 def read_bad(info: PreparedInfo) -> Iterator[BadRecord]:
     """The records that were skipped."""
-    found = read_quarantine(Path(info["path"]) / BAD)
-    return (record._replace(source=info["source"]) for record in found)
+    folder = Path(info["path"])
+    then = json.loads((folder / INFO).read_text(encoding="utf-8"))["files"]
+    now = dict(zip(then, info["files"], strict=True))
+    for record in read_quarantine(folder / BAD):
+        yield record._replace(source=info["source"], file=now.get(record.file, record.file))
 
 
 def cache_key(
@@ -202,7 +210,7 @@ def cache_key(
     settings = replace(request.transform, chat_template=template.name if template else "")
     parts = {
         "format": FORMAT,
-        "files": [(file.path, file.format, fingerprint(file)) for file in request.files],
+        "files": [(file.format, fingerprint(file)) for file in request.files],
         "tokenizer": get_backend(tokenizer).to_str(),
         "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
         "template": template.jinja if template else "",

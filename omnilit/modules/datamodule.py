@@ -385,7 +385,7 @@ class OmniDataModule(LightningDataModule):
 
         infos = run_on_first(prepare_all, name=f"prepare/{name}")
         self._info |= {info["source"]: info for info in infos}
-        found = [open_prepared(info["path"], info["source"]) for info in infos]
+        found = [open_prepared(info["path"], info["source"], info["files"]) for info in infos]
         self._datasets[name] = found
         return found
 

@@ -202,7 +202,7 @@ def _load_source(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase | N
     except DataError as error:
         source = _scan_source(request, build_transform(request.transform, tokenizer))
         return replace(source, failure=str(error))
-    dataset = open_prepared(info["path"], request.source)
+    dataset = open_prepared(info["path"], request.source, info["files"])
     kind = request.transform.data_type
     data = SourceData(
         request.source,

@@ -112,12 +112,38 @@ def test_the_same_request_is_found_and_any_other_is_not(
         request_for(file, overlong="drop"),
         request_for(file, chat_template="plain"),
         request_for(file, text_keys=("messages",)),
-        request_for(write_jsonl([_chat("x")], "other.jsonl")),
+        request_for(write_jsonl([_chat("x")] * 2, "other.jsonl")),
     ):
         assert not _is_marked(prepare(other, tokenizer))
     assert not _is_marked(prepare(request, build_tokenizer(CHATML)))
     write_jsonl([_chat("y")])  # the same name and size
     assert not _is_marked(prepare(request, tokenizer))
+
+
+def test_the_same_contents_are_found_at_another_path_and_tell_of_it(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    rows = [[_chat("x"), "{"], [_chat("y")]]
+    old, new = ([write_jsonl(r, f"{d}/{i}.jsonl") for i, r in enumerate(rows)] for d in ("a", "b"))
+    request = replace(request_for(*old), silent_exception=True, max_bad_fraction=0.5)
+    moved = replace(request, files=request_for(*new).files)
+    first = prepare(request, tokenizer)
+    _mark(first)
+    again = prepare(moved, tokenizer)
+    assert _is_marked(again)
+    data = open_prepared(again["path"], "s", again["files"])
+    origins = [Origin("s", str(file), 1) for file in new]
+    assert [data[0].origin, data[1].origin] == origins
+    assert pickle.loads(pickle.dumps(data))[1].origin == origins[1]
+    assert [one.file for one in read_bad(again)] == [str(new[0])]
+    with pytest.raises(DataError, match=r"b/0\.jsonl:2: the line is not JSON"):
+        prepare(replace(moved, silent_exception=False), tokenizer)
+    # what was made first still says where it was
+    assert open_prepared(first["path"])[0].origin == Origin("train", str(old[0]), 1)
+    swapped = prepare(replace(moved, files=moved.files[::-1]), tokenizer)
+    assert not _is_marked(swapped)
 
 
 def test_what_was_cut_dropped_or_left_without_a_label_is_counted(
