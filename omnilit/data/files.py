@@ -5,14 +5,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from omnilit.errors import ConfigError, DataError, Problem, suggest
+from omnilit.errors import ConfigError, DataError, OmniError, Problem, suggest
 from omnilit.registry import Registry
 
+T = TypeVar("T")
 TEXT_FORMATS: Final = ("jsonl", "json", "csv")
 FORMATS: Final = (*TEXT_FORMATS, "parquet", "arrow")
 COMPRESSIONS: Final = (".gz", ".zst")
@@ -99,7 +101,7 @@ def fingerprint(file: DataFile) -> str:
     """
     try:
         if file.format.startswith(CUSTOM):
-            return open_reader(file).fingerprint()
+            return ask_reader(file, lambda reader: str(reader.fingerprint()))
         if file.format == DATASETS:
             return open_dataset(file)._fingerprint  # noqa: SLF001 - datasets' own cache key
         if file.is_local:
@@ -174,9 +176,31 @@ def open_dataset(file: DataFile) -> Any:
         ) from error
 
 
-def open_reader(file: DataFile) -> Any:
-    """The reader of the user's own that a file names; see `readers.RowReader`."""
-    return DATASET_TYPES.load(file.format.removeprefix(CUSTOM))(file.path)
+def ask_reader(file: DataFile, question: Callable[[Any], T]) -> T:
+    """What a reader of the user's own answers; see `readers.RowReader`.
+
+    Raises:
+        DataError: It raised something, which may be anything.
+    """
+    kind = DATASET_TYPES.load(file.format.removeprefix(CUSTOM))
+    try:
+        return question(kind(file.path))
+    except BaseException as error:
+        if isinstance(error, OmniError) or not isinstance(error, Exception):
+            raise
+        raise failed_reader(error, file) from error
+
+
+def failed_reader(error: Exception, file: DataFile, row: int | None = None) -> DataError:
+    """The error for a reader of the user's own that raised, at a row or before any."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return DataError(
+        problem=f"the reader raised {type(error).__name__} ({error}) at "
+        f"{Path(place.filename).name}:{place.lineno}",
+        fix=f"mend {file.format.removeprefix(CUSTOM)}",
+        file=file.path,
+        row=row,
+    )
 
 
 def unreadable(path: str, error: Exception) -> DataError:

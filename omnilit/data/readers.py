@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,20 +9,23 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import IO, Any, Final, NamedTuple, Protocol
 
+from omnilit.data.csv_rows import read_fields
 from omnilit.data.files import (
     CUSTOM,
     DATASETS,
     STREAM,
     DataFile,
+    ask_reader,
+    failed_reader,
     open_dataset,
-    open_reader,
     unreadable,
 )
-from omnilit.errors import DataError
+from omnilit.data.json_array import is_array, read_elements
+from omnilit.errors import DataError, OmniError
 from omnilit.types import Origin, Record
 
 ROWS_AT_ONCE: Final = 1024  # of a table
-CHUNK: Final = 1 << 20  # characters of a JSON array that are read at a time
+CHUNK: Final = 1 << 20  # bytes of a compressed file that are read at a time
 
 
 class RawRow(NamedTuple):
@@ -31,11 +33,11 @@ class RawRow(NamedTuple):
 
     Args:
         row: 1-based line or row of the file.
-        data: The bytes of its JSON, or its fields.
+        data: The bytes of its JSON, or its fields, or why there are none.
     """
 
     row: int
-    data: bytes | Mapping[str, Any]
+    data: bytes | Mapping[str, Any] | DataError
 
 
 class RowReader(Protocol):
@@ -67,13 +69,7 @@ def read_rows(file: DataFile, *, start: int = 0) -> Iterator[RawRow]:
         DataError: The file cannot be opened, or is damaged where it is read.
     """
     if file.format.startswith(CUSTOM):
-        reader = open_reader(file)
-        return (RawRow(start + i, row) for i, row in enumerate(reader.rows(start), start=1))
-    if file.format == DATASETS:
-        return _read_dataset(file, start)
-    if file.format == STREAM:
-        rows = open_dataset(file).skip(start)
-        return (RawRow(start + i, row) for i, row in enumerate(rows, start=1))
+        return _read_custom(file, start)
     return _guard(file, READERS[file.format](file, start))
 
 
@@ -86,9 +82,12 @@ def parse_row(raw: RawRow, *, file: str, source: str) -> Record:
         source: Name of the data source, likewise.
 
     Raises:
-        DataError: The row is not UTF-8, not JSON, or not an object; names file and line.
+        DataError: The row is not UTF-8, not JSON, or not an object, or its reader found it
+            wrong; names file and line.
     """
     data = raw.data
+    if isinstance(data, DataError):
+        raise data
     if isinstance(data, bytes):
         data = _parse_json(data, file, raw.row)
     return Record(data, Origin(source, file, raw.row))
@@ -129,12 +128,12 @@ def not_utf8(error: UnicodeDecodeError, file: str, row: int) -> DataError:
 
 def _guard(file: DataFile, rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """The rows, with what the libraries below raise told as our own error."""
-    import gzip
+    import zlib
 
     import pyarrow as pa
     import zstandard
 
-    damages = (OSError, EOFError, gzip.BadGzipFile, zstandard.ZstdError, pa.ArrowInvalid)
+    damages = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
     try:
         yield from rows
     except damages as error:
@@ -154,6 +153,15 @@ def _open(file: DataFile) -> Iterator[IO[bytes]]:
     with opened as data:
         is_zstd = file.path.endswith(".zst")
         yield io.BufferedReader(_ZstdFile(data)) if is_zstd else data
+
+
+@contextmanager
+def _open_text(file: DataFile, *, newline: str | None = None) -> Iterator[IO[str]]:
+    """The text of a file; bytes that are none come as surrogates, for the row to be found."""
+    with _open(file) as data:
+        yield io.TextIOWrapper(
+            data, encoding="utf-8-sig", errors="surrogateescape", newline=newline
+        )
 
 
 class _ZstdFile(io.RawIOBase):
@@ -209,55 +217,21 @@ def _read_jsonl(file: DataFile, start: int) -> Iterator[RawRow]:
 def _read_json(file: DataFile, start: int) -> Iterator[RawRow]:
     """An array of objects, or one object a line."""
     with _open(file) as data:
-        first = next((line for line in data if line.strip()), b"")
-    if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
+        is_lines = not is_array(data)
+    if is_lines:
         yield from _read_jsonl(file, start)
         return
-    with _open(file) as data:
-        text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape")
-        elements = enumerate(_elements(text, file.path), start=1)
+    with _open_text(file) as text:
+        elements = enumerate(read_elements(text, file.path), start=1)
         for row, element in islice(elements, start, None):
             yield RawRow(row, element.encode("utf-8", "surrogateescape"))
 
 
-def _elements(text: IO[str], path: str) -> Iterator[str]:
-    """The source of each element of a JSON array, read piece by piece."""
-    decoder = json.JSONDecoder()
-    held, is_over = text.read(CHUNK).lstrip()[1:], False
-    number = 0
-    while True:
-        held = held.lstrip().removeprefix(",").lstrip()
-        if held.startswith("]"):
-            return
-        try:
-            _, end = decoder.raw_decode(held)
-            is_whole = end < len(held)  # a number may go on in the next piece
-        except ValueError as error:
-            if is_over:
-                raise DataError(
-                    problem=f"element {number + 1} of the array is not JSON ({error})",
-                    fix="mend the file; nothing behind that place can be read",
-                    file=path,
-                    row=number + 1,
-                ) from error
-            is_whole, end = False, 0
-        if is_whole:
-            number += 1
-            yield held[:end]
-            held = held[end:]
-            continue
-        more = text.read(max(CHUNK, len(held)))
-        held, is_over = held + more, not more
-
-
 def _read_csv(file: DataFile, start: int) -> Iterator[RawRow]:
     """Rows by the names of the first line; every value is a text."""
-    with _open(file) as data:
-        text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.DictReader(text, restkey=None)
-        for fields in islice(rows, start, None):
-            named = {name: value for name, value in fields.items() if name is not None}
-            yield RawRow(rows.line_num, named)
+    with _open_text(file, newline="") as text:
+        for row, fields in islice(read_fields(text, file.path), start, None):
+            yield RawRow(row, fields)
 
 
 def _read_parquet(file: DataFile, start: int) -> Iterator[RawRow]:
@@ -273,7 +247,7 @@ def _read_parquet(file: DataFile, start: int) -> Iterator[RawRow]:
             else:
                 first += size
         batches = table.iter_batches(ROWS_AT_ONCE, row_groups=groups)
-        yield from _rows_of(batches, first=first, start=start)
+        yield from _rows_of(batches, file.path, first=first, start=start)
 
 
 def _read_arrow(file: DataFile, start: int) -> Iterator[RawRow]:
@@ -287,19 +261,43 @@ def _read_arrow(file: DataFile, start: int) -> Iterator[RawRow]:
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         else:
             batches = iter(pa.ipc.open_stream(data))
-        yield from _rows_of(batches, first=0, start=start)
+        yield from _rows_of(batches, file.path, first=0, start=start)
 
 
-def _rows_of(batches: Iterable[Any], *, first: int, start: int) -> Iterator[RawRow]:
+def _rows_of(batches: Iterable[Any], path: str, *, first: int, start: int) -> Iterator[RawRow]:
     """The rows of record batches, of which the first is row `first` of the file."""
     for batch in batches:
         size = batch.num_rows
         if first + size > start:
             skipped = max(start - first, 0)
             for begin in range(skipped, size, ROWS_AT_ONCE):
-                for i, fields in enumerate(batch.slice(begin, ROWS_AT_ONCE).to_pylist()):
-                    yield RawRow(first + begin + i + 1, fields)
+                row = first + begin + 1
+                fields = _fields_of(batch.slice(begin, ROWS_AT_ONCE), path, row)
+                yield from (RawRow(row + i, found) for i, found in enumerate(fields))
         first += size
+
+
+def _fields_of(batch: Any, path: str, row: int) -> list[Mapping[str, Any] | DataError]:
+    """The fields of each row of a batch that begins at `row`."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [
+                DataError(
+                    problem=f"a text of the row is not UTF-8 ({error.reason} at its byte "
+                    f"{error.start + 1})",
+                    fix="write texts in UTF-8",
+                    file=path,
+                    row=row,
+                )
+            ]
+    half = batch.num_rows // 2
+    parts = (
+        _fields_of(batch.slice(0, half), path, row),
+        _fields_of(batch.slice(half), path, row + half),
+    )
+    return [*parts[0], *parts[1]]
 
 
 def _read_dataset(file: DataFile, start: int) -> Iterator[RawRow]:
@@ -310,10 +308,40 @@ def _read_dataset(file: DataFile, start: int) -> Iterator[RawRow]:
             yield RawRow(begin + i + 1, dict(zip(columns, values, strict=True)))
 
 
+def _read_stream(file: DataFile, start: int) -> Iterator[RawRow]:
+    rows = open_dataset(file).skip(start)
+    return (RawRow(start + i, row) for i, row in enumerate(rows, start=1))
+
+
+def _read_custom(file: DataFile, start: int) -> Iterator[RawRow]:
+    """The rows of a reader of the user's own, which may raise anything."""
+    rows, row = ask_reader(file, lambda reader: iter(reader.rows(start))), start
+    try:
+        for fields in rows:
+            row += 1
+            is_good = isinstance(fields, Mapping)
+            yield RawRow(row, fields if is_good else _no_fields(fields, file, row))
+    except BaseException as error:
+        if isinstance(error, OmniError) or not isinstance(error, Exception):
+            raise
+        raise failed_reader(error, file, row + 1) from error
+
+
+def _no_fields(found: object, file: DataFile, row: int) -> DataError:
+    return DataError(
+        problem=f"the reader gave a {type(found).__name__}, not the fields of a record by name",
+        fix="yield a mapping for each row",
+        file=file.path,
+        row=row,
+    )
+
+
 READERS: Final = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "csv": _read_csv,
     "parquet": _read_parquet,
     "arrow": _read_arrow,
+    DATASETS: _read_dataset,
+    STREAM: _read_stream,
 }
