@@ -19,6 +19,8 @@ from omnilit.types import Record
 
 TEXT: Final = ("content_split", "text", "content")
 MEDIA: Final = ("image", "images", "video", "videos", "latents")
+MAX_CLASSES: Final = 2**31  # labels are int32
+MAX_DIGITS: Final = 40  # of a label that is read, or shown
 # The fields of every known form, by type of data
 SCHEMAS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "plaintext": tuple((name,) for name in TEXT),
@@ -94,7 +96,7 @@ def to_labelled(record: Record, text_keys: Sequence[str] | None) -> LabelledText
     """Text and class of a record.
 
     Raises:
-        DataError: One is missing, or the label is no whole number of at least 0.
+        DataError: One is missing, or the label is no whole number of at least 0 that int32 holds.
     """
     key = _key_of(record, text_keys, ("text",), "classification")
     text = check_text(record, record.fields[key], f"the field {key!r}")
@@ -102,11 +104,13 @@ def to_labelled(record: Record, text_keys: Sequence[str] | None) -> LabelledText
     if label is None:
         has = _show(record.fields)
         raise refuse(record, f"the record has no 'label'; its fields are: {has}", "give it one")
-    if isinstance(label, str) and label.strip().isdecimal():
+    if isinstance(label, str) and label.strip().isdecimal() and len(label) <= MAX_DIGITS:
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < MAX_CLASSES:
+        shown = repr(label)
+        shown = shown if len(shown) <= MAX_DIGITS else f"{shown[:MAX_DIGITS]}..."
         fix = "give the number of the class, 0 or more"
-        raise refuse(record, f"the label is {label!r}, not the number of a class", fix)
+        raise refuse(record, f"the label is {shown}, not the number of a class", fix)
     return LabelledText(text, label)
 
 

@@ -198,6 +198,7 @@ class PlaintextTransform:
     """Texts, each ended by the end-of-text token, cut in chunks without losing a token.
 
     Every token but a chunk's first is a target. A last chunk of one token has none; it is kept.
+    A text without tokens is refused.
 
     Args:
         encoder: Tokenises.
@@ -216,6 +217,9 @@ class PlaintextTransform:
         texts = [to_text(record, self.settings.text_keys) for record in records]
         samples: list[Sample] = []
         for ids, record in zip(encode_ids(self.encoder, texts), records, strict=True):
+            if not len(ids):
+                problem = "the text is empty, so no token of it is trained"
+                raise refuse(record, problem, "write one, or remove the record")
             ended = np.append(ids, np.int32(self.end_id))
             chunks = [ended[start : start + size] for start in range(0, len(ended), size)]
             samples += [Sample(chunk, chunk, record.origin) for chunk in chunks]

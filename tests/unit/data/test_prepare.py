@@ -176,7 +176,7 @@ def test_plaintext_is_conserved_through_the_cache(
     request_for: Callable[..., PrepareRequest],
     tokenizer: PreTrainedTokenizerFast,
 ):
-    texts = ["the quick brown fox " * n for n in (1, 9, 0, 4)]
+    texts = ["the quick brown fox " * n for n in (1, 9, 4)]
     request = request_for(
         write_jsonl([{"content_split": t} for t in texts]), data_type="plaintext", max_seq_len=8
     )
@@ -202,6 +202,23 @@ def test_data_that_cannot_train_is_refused_and_leaves_nothing_behind(
     with pytest.raises(DataError, match=r"bad\.jsonl:2: the line is not JSON"):
         prepare(request_for(write_jsonl([_chat("x"), "{"], "bad.jsonl")), tokenizer)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_texts_without_a_trained_token_are_bad_and_never_the_whole_data(
+    write_jsonl: Write,
+    request_for: Callable[..., PrepareRequest],
+    tokenizer: PreTrainedTokenizerFast,
+):
+    rows = [{"text": ""}] * 3
+    request = request_for(write_jsonl(rows), data_type="plaintext")
+    with pytest.raises(DataError, match=r"data\.jsonl:1: the text is empty, so no token of it is"):
+        prepare(request, tokenizer)
+    silent = replace(request, silent_exception=True, max_bad_fraction=1.0)
+    with pytest.raises(DataError, match=r"the data set is empty: 3 records, .* 3 bad"):
+        prepare(silent, tokenizer)
+    write_jsonl([*rows, {"text": "x"}])
+    info = prepare(silent, tokenizer)
+    assert (info["num_bad"], info["num_samples"]) == (3, 1)
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_its_variable(

@@ -98,9 +98,10 @@ def test_plain_text_has_three_names(record: Make, key: str):
 @pytest.mark.parametrize("label", [3, "3", " 3 "])
 def test_a_label_is_the_number_of_a_class(record: Make, label: object):
     assert to_labelled(record(text="x", label=label), None) == ("x", 3)
+    assert to_labelled(record(text="x", label=2**31 - 1), None).label == 2**31 - 1
 
 
-@pytest.mark.parametrize("label", [True, -1, 1.5, "cat"])
+@pytest.mark.parametrize("label", [True, -1, 1.5, "cat", 2**31, 2**40, "9" * 5000])
 def test_any_other_label_is_refused(record: Make, label: object):
     with pytest.raises(DataError, match="not the number of a class"):
         to_labelled(record(text="x", label=label), None)

@@ -79,8 +79,10 @@ def test_plaintext_reads_content_split_by_default_and_only_strings(
     record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
 ):
     transform = build_transform(TransformSettings("plaintext"), tokenizer)
-    (sample,) = transform.encode([record(content_split="")]).samples
-    assert decode_spans(sample, Encoder.of(tokenizer)) == [("<|endoftext|>", True)]
+    (sample,) = transform.encode([record(content_split="x", text="y")]).samples
+    assert decode_spans(sample, Encoder.of(tokenizer)) == [("x<|endoftext|>", True)]
+    with pytest.raises(DataError, match="the text is empty, so no token of it is trained"):
+        transform.encode([record(content_split="")])
     with pytest.raises(DataError, match="the field 'content_split' is a list, not a string"):
         transform.encode([record(content_split=["x"])])
     with pytest.raises(DataError, match="none of data_type: plaintext; its fields are: 'body'"):
