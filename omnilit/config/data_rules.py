@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Final
 
 from omnilit.config.view import View
@@ -20,11 +22,21 @@ SAMPLES: Final = "data.train_sample"
 TOKENS: Final = "data.train_size"
 RATIO: Final = "train.bsz_warmup_ratio"
 INIT: Final = "train.bsz_warmup_init_mbtoken"
-# What plaintext never looks at, and why
-NOT_PLAINTEXT: Final = {
-    "data.chat_template": "has no messages",
-    "data.overlong": "cuts a longer text in chunks",
-    SIDE: "cuts a longer text in chunks",
+# What a type of data never looks at, and why; conversation and dpo look at all of it
+NOT_READ: Final[Mapping[str, Mapping[str, str]]] = {
+    "data.text_keys": {"diffusion": "has fields of fixed names"},
+    "data.chat_template": dict.fromkeys(
+        ("plaintext", "classification", "diffusion"), "has no messages"
+    ),
+    "data.overlong": {
+        "plaintext": "cuts a longer text in chunks",
+        "diffusion": "is not tokenised",
+    },
+    SIDE: {
+        "plaintext": "cuts a longer text in chunks",
+        "classification": "keeps the beginning of a longer text",
+        "diffusion": "is not tokenised",
+    },
 }
 # What acts with packing to a token budget only, and why
 NEEDS_PACKING: Final = {
@@ -65,11 +77,12 @@ def template_is_known(view: View) -> list[Problem]:
     ]
 
 
-def plaintext_reads_it(view: View, path: str) -> list[Problem]:
-    """A field of conversations is not given with plaintext."""
-    if view[KIND] != "plaintext" or not view.is_changed(path):
+def kind_reads_it(view: View, path: str) -> list[Problem]:
+    """A field that the type of data never looks at is not given."""
+    kind = view[KIND]
+    if kind not in NOT_READ[path] or not view.is_changed(path):
         return []
-    return [_no_effect(view, path, f"data_type: plaintext {NOT_PLAINTEXT[path]}", KIND)]
+    return [_no_effect(view, path, f"data_type: {kind} {NOT_READ[path][kind]}", KIND)]
 
 
 def side_has_a_cut(view: View) -> list[Problem]:
@@ -174,6 +187,8 @@ def one_source_has_one_name(view: View) -> list[Problem]:
 
 
 def _no_effect(view: View, path: str, reason: str, other: str) -> Problem:
+    value = view[path]
+    shown = json.dumps(value) if value is None or isinstance(value, bool) else value
     return Problem(
-        path, f"{view[path]} has no effect, because {reason}", f"leave it out, or change {other}"
+        path, f"{shown} has no effect, because {reason}", f"leave it out, or change {other}"
     )

@@ -49,7 +49,7 @@ class TransformSettings:
             record has; None for those of the type.
         chat_template: See `select_template`; conversations only.
         max_seq_len: Tokens that a sample may have.
-        overlong: What becomes of a longer conversation.
+        overlong: What becomes of a longer conversation, or text of a class.
         truncation_side: The side that `overlong: truncate` cuts off.
     """
 
@@ -233,11 +233,11 @@ class PlaintextTransform:
 class ClassificationTransform:
     """Texts with the special tokens of the tokenizer's own; the last token's label is the class.
 
-    Of a longer text the first `max_seq_len` tokens are kept.
+    Of a longer text the first `max_seq_len` tokens are kept, unless the settings say otherwise.
 
     Args:
         tokenizer: Adds its special tokens.
-        settings: Fields and length.
+        settings: Fields, length and what to do beyond it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -246,19 +246,26 @@ class ClassificationTransform:
 
     def encode(self, records: Sequence[Record]) -> Outcome:
         """Tokenise a batch; see `Transform`."""
-        limit = self.settings.max_seq_len
-        samples, num_truncated = [], 0
+        limit, overlong = self.settings.max_seq_len, self.settings.overlong
+        samples, num_truncated, num_dropped = [], 0, 0
         found = [to_labelled(record, self.settings.text_keys) for record in records]
         encoded: Any = self.tokenizer([text for text, _ in found])["input_ids"]
         for ids, (_, label), record in zip(encoded, found, records, strict=True):
             if not ids:
                 raise refuse(record, "the text has no token", "write one, or remove the record")
+            if len(ids) > limit and overlong == "error":
+                problem = f"the record has {len(ids)} tokens, data.max_seq_len is {limit}"
+                fix = "raise data.max_seq_len, or set data.overlong to truncate or drop"
+                raise refuse(record, problem, fix)
+            if len(ids) > limit and overlong == "drop":
+                num_dropped += 1
+                continue
             num_truncated += len(ids) > limit
             kept = np.asarray(ids[:limit], np.int32)
             labels = np.full(len(kept), IGNORE, np.int32)
             labels[-1] = label
             samples.append(Sample(kept, labels, record.origin))
-        return Outcome(samples, num_truncated)
+        return Outcome(samples, num_truncated, num_dropped=num_dropped)
 
     def check(self, record: Record) -> None:
         """Nothing to see: there is one label."""

@@ -92,7 +92,7 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
          "data. To fix: leave it out, or change train.dyn_bsz.")),
         ({"train.dyn_bsz": False, "data.dyn_bsz_buffer_size": 5}, ("data.dyn_bsz_buffer_size: 5 "
          "has no effect, because dyn_bsz is false: a micro-batch is then micro_batch_size")),
-        ({"train.dyn_bsz": False, "train.pad_to_length": True}, ("train.pad_to_length: True has no "
+        ({"train.dyn_bsz": False, "train.pad_to_length": True}, ("train.pad_to_length: true has no "
          "effect, because dyn_bsz is false: there is no length to pad to.")),
         ({"train.dyn_bsz": False, "train.bsz_warmup_ratio": 0.1}, ("train.bsz_warmup_ratio: 0.1 "
          "has no effect, because dyn_bsz is false: there is no token budget to warm up.")),
@@ -127,6 +127,20 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
          "out, or change data.data_type.")),
         ({"data.data_type": "plaintext", "data.truncation_side": "left"}, ("data.truncation_side: "
          "left has no effect, because data_type: plaintext cuts a longer text in chunks.")),
+        ({"data.data_type": "classification", "data.chat_template": "plain"},
+         ("data.chat_template: plain has no effect, because data_type: classification has no "
+         "messages.")),
+        ({"data.data_type": "classification", "data.truncation_side": "left"},
+         ("data.truncation_side: left has no effect, because data_type: classification keeps the "
+         "beginning of a longer text.")),
+        ({"data.data_type": "diffusion", "data.text_keys": ["prompt"]}, ("data.text_keys: "
+         "['prompt'] has no effect, because data_type: diffusion has fields of fixed names.")),
+        ({"data.data_type": "diffusion", "data.chat_template": "plain"}, ("data.chat_template: "
+         "plain has no effect, because data_type: diffusion has no messages.")),
+        ({"data.data_type": "diffusion", "data.overlong": "drop"}, ("data.overlong: drop has no "
+         "effect, because data_type: diffusion is not tokenised.")),
+        ({"train.dyn_bsz": False, "data.train_size": None}, ("data.train_size: null has no "
+         "effect, because dyn_bsz is false")),
         ({"data.overlong": "error", "data.truncation_side": "left"}, ("data.truncation_side: left "
          "has no effect, because overlong: error never truncates. To fix: leave it out, or "
          "change data.overlong.")),
@@ -194,6 +208,9 @@ def test_each_verb_asks_for_what_it_reads_only(verb: str, message: str, fields: 
         {"train.optimizer.lr_start": 0.0, "train.optimizer.lr_warmup_ratio": 0.0},
         {"data.truncation_side": "left", "data.chat_template": "tokenizer"},
         {"data.overlong": "drop", "data.truncation_side": "right"},
+        {"data.data_type": "classification", "data.overlong": "drop", "data.text_keys": "t"},
+        {"data.data_type": "dpo", "data.overlong": "drop", "data.chat_template": "plain"},
+        {"data.data_type": "dpo", "data.text_keys": "t", "data.truncation_side": "left"},
         {"data.chat_template": "gpt_oss"},
         {"data.chat_template": "mine.jinja"},
         {"train.dyn_bsz": False, "data.dataloader.drop_last": False},

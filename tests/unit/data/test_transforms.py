@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,6 +179,20 @@ def test_a_class_is_the_label_of_the_last_token(
     (sample,) = outcome.samples
     assert outcome.num_truncated == 1
     assert sample.labels.tolist() == [IGNORE, IGNORE, IGNORE, 3]
+
+
+def test_a_text_of_a_class_that_is_too_long_is_dropped_or_refused_where_that_is_asked_for(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
+):
+    records = [record(text="a b c d e f", label=3), record(text="a", label=1)]
+    dropping = TransformSettings("classification", max_seq_len=4, overlong="drop")
+    outcome = build_transform(dropping, tokenizer).encode(records)
+    assert [sample.labels[-1] for sample in outcome.samples] == [1]
+    assert (outcome.num_dropped, outcome.num_truncated) == (1, 0)
+    refusing = build_transform(replace(dropping, overlong="error"), tokenizer)
+    with pytest.raises(DataError, match=r"d\.jsonl:7: the record has \d+ tokens, .+ is 4\."):
+        refusing.encode(records)
+    assert len(refusing.encode(records[1:]).samples) == 1
 
 
 def test_bad_records_are_skipped_one_by_one_only_where_that_is_asked_for(
