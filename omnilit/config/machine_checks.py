@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
 
+from omnilit.config.hub import HUB_ID, may_be_hub_data
 from omnilit.config.view import View
 from omnilit.errors import Problem
 
-HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-FILE_ENDINGS: Final = frozenset(
-    (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".gz", ".zst", ".yaml", ".yml")
-)
 MIN_FREE_BYTES: Final = 64 * 2**20  # below this not even logs and a tiny checkpoint fit
 OUTPUT: Final = "train.checkpoint.output_dir"
 
@@ -131,8 +127,7 @@ def _is_there(name: str) -> bool:
         return True
     if glob.has_magic(name):
         return next(glob.iglob(name, recursive=True), None) is not None  # noqa: PTH207 - any root
-    is_file = Path(name).suffix in FILE_ENDINGS
-    return not is_file and HUB_ID.fullmatch(name.partition("#")[0]) is not None
+    return Path(name.partition("#")[0]).is_dir() or may_be_hub_data(name)
 
 
 def _check_resume(view: View) -> list[Problem]:

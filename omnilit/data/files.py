@@ -5,12 +5,15 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from omnilit.config.hub import may_be_hub_data
 from omnilit.errors import ConfigError, DataError, OmniError, Problem, suggest
 from omnilit.registry import Registry
 
@@ -39,10 +42,12 @@ class DataFile:
         path: Of a file, a URL, a saved data set's folder, or the id of one on the hub; a split
             follows a #.
         format: One of `FORMATS`, `DATASETS`, `STREAM`, or `CUSTOM` and the target of a reader.
+        key: The YAML path that names it, for messages.
     """
 
     path: str
     format: str
+    key: str = field(default="", compare=False)
 
     @property
     def is_local(self) -> bool:
@@ -56,7 +61,7 @@ def list_files(path: str, *, key: str, datasets_type: str = "mapping") -> list[D
     Args:
         path: Files, folders, patterns, URLs, saved data sets and hub ids, separated by commas.
             Of a folder the files with a known ending are taken, sorted by name; what else lies
-            there is not data.
+            there is not data. A path with commas in it that exists as a whole is just that.
         key: The YAML path that `path` was given under, for messages.
         datasets_type: `package.module:Class`, or a name registered for one, hands the path to
             that reader.
@@ -68,6 +73,8 @@ def list_files(path: str, *, key: str, datasets_type: str = "mapping") -> list[D
         DATASET_TYPES.load(datasets_type)
         return [DataFile(path, CUSTOM + datasets_type)]
     items = [item.strip() for item in path.split(",") if item.strip()]
+    if Path(path.strip()).exists():
+        items = [path.strip()]
     if not items:
         raise ConfigError(key=key, problem="names no file", fix="name a file or a folder")
     files: list[DataFile] = []
@@ -80,8 +87,8 @@ def list_files(path: str, *, key: str, datasets_type: str = "mapping") -> list[D
             files.extend(found)
     if problems:
         raise ConfigError.of(problems)
-    names = [file.path for file in files]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    places = Counter(map(_place, files))
+    if repeated := dict.fromkeys(file.path for file in files if places[_place(file)] > 1):
         raise ConfigError(
             key=key,
             problem=f"names {', '.join(repeated)} more than once",
@@ -161,19 +168,28 @@ def open_dataset(file: DataFile) -> Any:
     from datasets.exceptions import DatasetsError
 
     name, _, split = file.path.partition("#")
+    is_local = Path(name).is_dir()
     try:
-        if Path(name).is_dir():
+        if is_local:
             found = datasets.load_from_disk(name)
             if not isinstance(found, datasets.DatasetDict):
                 return found
             return found[split or "train"]
         return datasets.load_dataset(name, split=split or "train", streaming=file.format == STREAM)
     except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
-        raise DataError(
-            problem=f"the data set cannot be loaded ({' '.join(str(error).split())})",
-            fix="check its name, write another split behind a #, and see that it can be reached",
-            file=file.path,
-        ) from error
+        problem = "the data set cannot be loaded"
+        fix = "see that it is whole, or write another split behind a #"
+        if not is_local:
+            problem = (
+                f"{file.key} names no file or folder here, and as a data set of the hub it "
+                "cannot be loaded"
+            )
+            fix = (
+                "correct the path, or the id (a split stands behind a #) and see that the hub "
+                "can be reached"
+            )
+        reason = " ".join(str(error).split())
+        raise DataError(problem=f"{problem} ({reason})", fix=fix, file=file.path) from error
 
 
 def ask_reader(file: DataFile, question: Callable[[Any], T]) -> T:
@@ -220,6 +236,17 @@ def format_of(name: str) -> str | None:
     return next((known for known in FORMATS if name.endswith(f".{known}")), None)
 
 
+def _place(file: DataFile) -> str:
+    """What is the same of two names of one file."""
+    if "://" in file.path:
+        return file.path
+    name, split = file.path, ""
+    if file.format in (DATASETS, STREAM):
+        name, _, split = file.path.partition("#")
+        split = split or "train"
+    return f"{os.path.normpath(Path(name).absolute())}#{split}"
+
+
 def _list_item(item: str, key: str, *, is_stream: bool) -> list[DataFile] | Problem:
     name = item.partition("#")[0]
     if "://" in item:
@@ -234,8 +261,8 @@ def _list_item(item: str, key: str, *, is_stream: bool) -> list[DataFile] | Prob
     elif glob.has_magic(item):
         names = sorted(f for f in glob.glob(item, recursive=True) if Path(f).is_file())  # noqa: PTH207
         found = _of_folder(names, f"the pattern {item}", key)
-    elif name.count("/") == 1 and not name.startswith((".", "/")) and format_of(name) is None:
-        found = [DataFile(item, STREAM if is_stream else DATASETS)]
+    elif may_be_hub_data(item):
+        found = [DataFile(item, STREAM if is_stream else DATASETS, key)]
     else:
         found = Problem(key, f"{item} does not exist", "correct the path, or create the file")
     return found

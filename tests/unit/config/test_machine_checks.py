@@ -45,6 +45,11 @@ def _view(fields: list[Field], given: dict[str, Any], **options: Any) -> View:
         ({"data.train_path": "a.jsonl,"}, "data.train_path: an empty name does not exist"),
         ({"data.eval_path": "b.jsonl"}, "data.eval_path: b.jsonl does not exist"),
         ({"data.train_path": "gone/b.csv.gz"}, "data.train_path: gone/b.csv.gz does not exist"),
+        ({"data.train_path": "data/trian"}, ("data.train_path: data/trian does not exist. To fix: "
+         "give existing files or folders.")),
+        ({"data.train_path": "data/trian#dev"}, "data.train_path: data/trian#dev does not exist"),
+        ({"data.train_path": "gone/a.txt"}, "data.train_path: gone/a.txt does not exist"),
+        ({"data.train_path": "gone/a.jsonl#dev"}, "data.train_path: gone/a.jsonl#dev does not"),
         ({"data.train_path": "gone/*.jsonl"}, "data.train_path: gone/*.jsonl does not exist"),
         ({"train.checkpoint.load_path": "gone"}, ("train.checkpoint.load_path: gone does not "
          "exist. To fix: give the folder of a checkpoint (global_step_N), or auto.")),
@@ -72,7 +77,15 @@ def test_paths_that_are_there_and_hub_ids_are_good(fields: list[Field], here: Pa
 
 
 @pytest.mark.parametrize(
-    "path", ["org/name", "org/name#validation", "s3://bucket/*.jsonl", "*.jsonl,data", "data/../a*"]
+    "path",
+    [
+        "org/name",
+        "org/name-v1.5#validation",
+        "data#dev",
+        "s3://bucket/*.jsonl",
+        "*.jsonl,data",
+        "data/../a*",
+    ],
 )
 def test_data_that_lies_elsewhere_or_matches_a_pattern_is_good(
     path: str, fields: list[Field], here: Path

@@ -74,18 +74,41 @@ def test_a_saved_data_set_is_read_with_its_splits(here: Path):
 
 
 def test_a_name_with_one_slash_is_a_data_set_of_the_hub(here: Path):
-    assert list_files("org/name#dev", key=KEY) == [DataFile("org/name#dev", "datasets")]
+    assert list_files("org/name-v1.5#dev", key=KEY) == [DataFile("org/name-v1.5#dev", "datasets")]
     (streamed,) = list_files("org/name", key=KEY, datasets_type="iterable")
     assert streamed.format == "datasets stream"
 
 
-def test_a_data_set_that_cannot_be_loaded_says_so(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", ["data/trian", "data/trian#dev", "gone/train.txt", "a/b.tar.gz"])
+def test_a_mistyped_path_is_no_data_set_of_the_hub(here: Path, name: str):
+    with pytest.raises(ConfigError, match=f"{name} does not exist"):
+        list_files(name, key=KEY)
+
+
+def test_a_data_set_that_cannot_be_loaded_says_so(here: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no way\nto the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match=r"org/name: the data set cannot be loaded \(no way to"):
-        list(read_rows(DataFile("org/name", "datasets")))
+    (file,) = list_files("org/name", key="data.eval_path")
+    with pytest.raises(DataError) as caught:
+        list(read_rows(file))
+    assert str(caught.value) == (
+        "org/name: data.eval_path names no file or folder here, and as a data set of the hub it "
+        "cannot be loaded (no way to the hub). To fix: correct the path, or the id (a split stands "
+        "behind a #) and see that the hub can be reached."
+    )
+    datasets.Dataset.from_list([{"text": "x"}]).save_to_disk("saved")
+    (file,) = list_files("saved", key=KEY)
+    (here / "saved" / "state.json").write_text("{")
+    with pytest.raises(DataError, match="saved: the data set cannot be loaded"):
+        list(read_rows(file))
+
+
+def test_without_a_network_a_data_set_of_the_hub_fails_at_once(here: Path):
+    (file,) = list_files("org/name", key=KEY)  # HF_HUB_OFFLINE is set for all tests
+    with pytest.raises(DataError, match=r"org/name: data\.train_path names no .*OfflineMode"):
+        fingerprint(file)
 
 
 def test_a_reader_of_the_users_own_takes_the_path_as_it_is(here: Path):
@@ -119,8 +142,17 @@ def test_all_problems_of_a_list_are_told_together(here: Path):
 def test_nothing_and_the_same_twice_are_refused(here: Path):
     with pytest.raises(ConfigError, match="names no file"):
         list_files(" , ", key=KEY)
-    with pytest.raises(ConfigError, match=r"names data/b\.jsonl more than once"):
-        list_files("data/b.jsonl,data/b.jsonl", key=KEY)
+    for twice in ("data/b.jsonl,data/b.jsonl", "data/b.jsonl,./data/b.jsonl", f"data,{here}/data"):
+        with pytest.raises(ConfigError, match=r"names .*data/b\.jsonl.* more than once"):
+            list_files(twice, key=KEY)
+
+
+def test_a_path_with_a_comma_is_tried_whole_first(here: Path):
+    (here / "a,b.jsonl").touch()
+    assert names(list_files("a,b.jsonl", key=KEY)) == [("a,b.jsonl", "jsonl")]
+    (here / "data" / "e,f").mkdir()
+    (here / "data" / "e,f" / "x.csv").touch()
+    assert names(list_files("data/e,f", key=KEY)) == [("x.csv", "csv")]
 
 
 def test_a_fingerprint_is_of_the_contents(here: Path):
