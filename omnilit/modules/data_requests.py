@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnilit.data.files import list_files
+from omnilit.data.files import DataFile, list_files
 from omnilit.data.multisource import Mixture, SourceSpec, is_mixture, read_mixture
 from omnilit.data.prepare import PrepareRequest
 from omnilit.data.transforms import TransformSettings
+from omnilit.errors import ConfigError, Problem
 
 
 def find_mixture(path: str, *, key: str) -> Mixture | None:
@@ -30,6 +31,7 @@ def prepare_requests(
     transform: TransformSettings,
     *,
     key: str,
+    mixture_file: str | None = None,
     datasets_type: str = "mapping",
     silent_exception: bool = False,
     max_bad_fraction: float = 0.01,
@@ -40,24 +42,35 @@ def prepare_requests(
         sources: Those of a mixture, or the one there is.
         transform: How records become samples.
         key: The YAML path that names the data, for messages.
+        mixture_file: The YAML file that lists the sources, likewise; None where there is one.
         datasets_type: `mapping`, `iterable`, or a reader of the user's own.
         silent_exception: Skip bad records.
         max_bad_fraction: Share of them that stops all the same.
 
     Raises:
-        ConfigError: A source that does not exist or holds no data.
+        ConfigError: Every source that does not exist or holds no data.
     """
     folder = cache_dir()
+    found: list[tuple[DataFile, ...]] = []
+    problems: list[Problem] = []
+    for index, source in enumerate(sources):
+        place = f"{key}: {mixture_file}: sources[{index}]" if mixture_file else key
+        try:
+            found.append(tuple(list_files(source.path, key=place, datasets_type=datasets_type)))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError.of(problems)
     return [
         PrepareRequest(
-            tuple(list_files(source.path, key=key, datasets_type=datasets_type)),
+            files,
             transform,
             folder,
             source=source.name,
             silent_exception=silent_exception,
             max_bad_fraction=max_bad_fraction,
         )
-        for source in sources
+        for source, files in zip(sources, found, strict=True)
     ]
 
 

@@ -367,6 +367,7 @@ class OmniDataModule(LightningDataModule):
             mixture.sources if mixture else (self._only_source(name),),
             self.transform,
             key=f"data.{name}_path",
+            mixture_file=self.paths["train"] if name == "train" and self._mixture() else None,
             datasets_type=self.datasets_type,
             silent_exception=self.silent_exception,
             max_bad_fraction=self.max_bad_fraction,

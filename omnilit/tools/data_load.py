@@ -162,6 +162,7 @@ def _load_part(view: View, name: str, tokenizer: PreTrainedTokenizerBase | None)
         specs,
         _transform_settings(view),
         key=key,
+        mixture_file=path if mixture else None,
         datasets_type=view["data.datasets_type"],
         silent_exception=view["data.silent_exception"],
         max_bad_fraction=1.0,  # the verb tells of all of them before it judges

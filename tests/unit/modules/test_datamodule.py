@@ -97,6 +97,23 @@ def test_what_is_skipped_is_written_down_before_the_limit_stops_the_run(
     assert (bad.file, bad.row) == (file, 3)
 
 
+@pytest.mark.parametrize("kind", ["mapping", "iterable"])
+def test_all_missing_sources_of_a_mixture_are_told_with_their_place(
+    build: Callable[..., OmniDataModule], kind: str
+):
+    sources = ["gone.jsonl", write("a.jsonl", "x"), "no/where/b.csv, data.txt"]
+    Path("mix.yaml").write_text(json.dumps({"sources": sources, "names": ["a", "b", "c"]}))
+    with pytest.raises(ConfigError) as caught:
+        build(train_path="mix.yaml", data_type="plaintext", datasets_type=kind).setup("fit")
+    assert [str(problem).partition(" does not")[0] for problem in caught.value.problems] == [
+        "data.train_path: mix.yaml: sources[0]: gone.jsonl",
+        "data.train_path: mix.yaml: sources[2]: no/where/b.csv",
+        "data.train_path: mix.yaml: sources[2]: data.txt",
+    ]
+    with pytest.raises(ConfigError, match=r"^data\.train_path: gone\.jsonl does not exist"):
+        build(train_path="gone.jsonl", datasets_type=kind).setup("fit")
+
+
 def test_setup_compares_the_length_with_the_models_positions(tmp_path: Path):
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(tmp_path)
