@@ -52,14 +52,8 @@ class PlannedItems:
         collate: CollateSettings = PLAIN,
         order: Callable[[int], Ints] | None = None,
     ) -> None:
-        longest = int(dataset.lengths.max(initial=0))
-        if settings.samples_per_item is None and longest > settings.budget.full:
-            raise ConfigError(
-                key="train.micro_batch_size",
-                problem=f"a micro-batch of {settings.budget.full} tokens cannot hold the longest "
-                f"sample, which has {longest}",
-                fix="raise it, or lower data.max_seq_len",
-            )
+        if settings.samples_per_item is None:
+            check_budget(dataset, settings.budget.full)
         self.dataset = dataset
         self.settings = settings
         self._workers = workers
@@ -69,6 +63,8 @@ class PlannedItems:
         self._order = order
         self._plans: dict[int, PassPlan] = {}
         self._sizes: dict[int, int] = {}
+        if settings.drop_last:
+            self._check_steps()
 
     @property
     def budget(self) -> int:
@@ -156,6 +152,19 @@ class PlannedItems:
         self.settings = replace(self.settings, budget=saved)
         self._plans, self._sizes = {}, {}
 
+    def _check_steps(self) -> None:
+        """See that the first pass has a full step."""
+        assert self.settings.samples_per_item is not None, "drop_last is for samples, not tokens"
+        if self.count_windows(Position(), self._num_items):
+            return
+        raise ConfigError(
+            key="train.global_batch_size",
+            problem=f"a step takes {self._num_items * self.settings.samples_per_item} samples, but "
+            f"a pass has {len(self.plan(0).samples)}, and data.dataloader.drop_last leaves out a "
+            "step that is not full: nothing would be trained",
+            fix="lower it, or set data.dataloader.drop_last: false",
+        )
+
     def _left(self, position: Position) -> int:
         return self.count_windows(position, self._num_items)
 
@@ -189,6 +198,22 @@ class PlannedItems:
         """Attention's work: the squares of the segments' lengths; then their tokens."""
         lengths = self.dataset.lengths[samples].astype(np.float64)
         return float((lengths * lengths).sum() + lengths.sum() * 1e-3)
+
+
+def check_budget(dataset: SampleSource, budget: int) -> None:
+    """See that every sample fits in a micro-batch of `budget` tokens.
+
+    Raises:
+        ConfigError: One does not, such as a preference pair.
+    """
+    longest = int(dataset.lengths.max(initial=0))
+    if longest > budget:
+        raise ConfigError(
+            key="train.micro_batch_size",
+            problem=f"a micro-batch of {budget} tokens cannot hold the longest sample, which has "
+            f"{longest}",
+            fix="raise it, or lower data.max_seq_len",
+        )
 
 
 def changed_since(changed: Sequence[str]) -> ConfigError:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GPT2Config, PretrainedConfig, Qwen3Config
 
-from omnilit.config import CheckpointConfig, TrainingArguments
+from omnilit.config import CheckpointConfig, DataloaderConfig, TrainingArguments
 from omnilit.data.quarantine import read_quarantine
 from omnilit.errors import ConfigError, DataError
 from omnilit.modules import OmniDataModule, SFTModule
@@ -112,6 +112,24 @@ def test_all_missing_sources_of_a_mixture_are_told_with_their_place(
     ]
     with pytest.raises(ConfigError, match=r"^data\.train_path: gone\.jsonl does not exist"):
         build(train_path="gone.jsonl", datasets_type=kind).setup("fit")
+
+
+def test_more_samples_a_step_than_there_are_is_refused_with_the_numbers(
+    build: Callable[..., OmniDataModule],
+):
+    file = write("a.jsonl", "one", "two", "three")
+    steps = {"dyn_bsz": False, "global_batch_size": 4}
+    with pytest.raises(ConfigError) as caught:
+        build(train_path=file, data_type="plaintext", train_size=None, train=steps).setup("fit")
+    assert str(caught.value) == (
+        "train.global_batch_size: a step takes 4 samples, but a pass has 3, and "
+        "data.dataloader.drop_last leaves out a step that is not full: nothing would be trained. "
+        "To fix: lower it, or set data.dataloader.drop_last: false."
+    )
+    kept = {"dataloader": DataloaderConfig(drop_last=False), "train": steps}
+    data = build(train_path=file, data_type="plaintext", train_size=None, **kept)
+    data.setup("fit")
+    assert data.num_steps == 1
 
 
 def test_setup_compares_the_length_with_the_models_positions(tmp_path: Path):
