@@ -11,6 +11,7 @@ from omnilit.data.batches import SampleSource, WorkerSettings, load_batches
 from omnilit.data.collate import PLAIN, CollateSettings
 from omnilit.data.items import WindowLayout
 from omnilit.data.packing import first_fit_buffered
+from omnilit.data.planned import check_budget
 from omnilit.types import MicroBatch
 
 BUFFER_SIZE = 200
@@ -28,6 +29,9 @@ class EvalLoader:
         layout: This rank and the number of ranks.
         workers: Processes that collate.
         settings: What micro-batches hold.
+
+    Raises:
+        ConfigError: A sample does not fit in a micro-batch.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class EvalLoader:
         self.dataset = dataset
         self.layout = layout
         self.workers = workers
+        check_budget(dataset, budget)
         order = np.arange(len(dataset.lengths))
         self._plan = first_fit_buffered(
             dataset.lengths, order, budget=budget, buffer_size=BUFFER_SIZE

@@ -343,14 +343,18 @@ class OmniDataModule(LightningDataModule):
             budget=self.budget,
             layout=WindowLayout(topology.data_rank, topology.data_size, 1),
             workers=self._workers,
-            settings=CollateSettings(has_weights=dataset.has_weights),
+            settings=CollateSettings(self._pad_to, has_weights=dataset.has_weights),
         )
 
     def _collate(self, *, has_weights: bool) -> CollateSettings:
         mixture = self._mixture()
         names = mixture.names if mixture else (self.source_name,) if self.source_name else ()
-        pad_to = self.budget if self.train_arguments.pad_to_length else None
-        return CollateSettings(pad_to, names, has_weights)
+        return CollateSettings(self._pad_to, names, has_weights)
+
+    @property
+    def _pad_to(self) -> int | None:
+        """Tokens that every micro-batch is filled to."""
+        return self.budget if self.train_arguments.pad_to_length else None
 
     def _mixture(self) -> Mixture | None:
         path = self.paths["train"]

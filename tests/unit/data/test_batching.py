@@ -19,6 +19,7 @@ from omnilit.data.balance import balance
 from omnilit.data.batches import WorkerSettings
 from omnilit.data.collate import CollateSettings, collate, filler
 from omnilit.data.epochs import EpochLength
+from omnilit.data.evaluation import EvalLoader
 from omnilit.data.items import WindowLayout
 from omnilit.data.packing import PlanSettings
 from omnilit.data.planned import PlannedItems
@@ -211,3 +212,8 @@ def test_too_many_bad_records_stop_the_run():
             check_bad_fraction(*numbers, limit=0.01)
     with pytest.raises(DataError, match="20 of 1000 records are bad"):
         check_bad_fraction(20, 1000, limit=0.01, is_final=False)
+
+
+def test_a_sample_beyond_the_budget_is_refused_in_evaluation_too():
+    with pytest.raises(ConfigError, match=r"of 8 tokens cannot hold the longest sample, .* 9"):
+        EvalLoader(CountingSource([9]), budget=8, layout=WindowLayout(), workers=WorkerSettings())

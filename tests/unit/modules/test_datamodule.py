@@ -56,7 +56,8 @@ class OnOneRank(SFTModule):
 
     @property
     def topology(self) -> Any:
-        return SimpleNamespace(data_rank=0, data_size=1, device=torch.device("cpu"))
+        alone = SimpleNamespace(get_group=lambda: None)
+        return SimpleNamespace(data_rank=0, data_size=1, data=alone, device=torch.device("cpu"))
 
 
 @pytest.fixture
@@ -70,7 +71,8 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Omni
 
     def make(*, train: dict[str, Any] | None = None, **fields: Any) -> OmniDataModule:
         arguments = TrainingArguments(checkpoint=CheckpointConfig(output_dir="run"), **train or {})
-        data = OmniDataModule(**{"max_seq_len": 32, **fields}, train=arguments)
+        given = {"max_seq_len": 32, "dataloader": DataloaderConfig(num_workers=0), **fields}
+        data = OmniDataModule(**given, train=arguments)
         module = OnOneRank(config_path="model", train=arguments)
         trainer = SimpleNamespace(lightning_module=module, accumulate_grad_batches=1)
         data.trainer = trainer  # pyright: ignore[reportAttributeAccessIssue]
@@ -112,6 +114,20 @@ def test_all_missing_sources_of_a_mixture_are_told_with_their_place(
     ]
     with pytest.raises(ConfigError, match=r"^data\.train_path: gone\.jsonl does not exist"):
         build(train_path="gone.jsonl", datasets_type=kind).setup("fit")
+
+
+def test_evaluation_is_padded_as_training_is(build: Callable[..., OmniDataModule]):
+    file = write("a.jsonl", "some words", "more and more and more")
+    data = build(
+        train_path=file,
+        eval_path=file,
+        data_type="plaintext",
+        train_size=None,
+        train={"pad_to_length": True},
+    )
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert {batch.input_ids.shape for batch in loader} == {(1, 32)}
 
 
 def test_more_samples_a_step_than_there_are_is_refused_with_the_numbers(
