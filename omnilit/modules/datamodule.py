@@ -389,7 +389,7 @@ class OmniDataModule(LightningDataModule):
             return [prepare(one, tokenizer, on_bad=self._quarantine) for one in requests]
 
         infos = run_on_first(prepare_all, name=f"prepare/{name}")
-        self._info |= {info["source"]: info for info in infos}
+        self._info |= {_part_name(name, info["source"]): info for info in infos}
         found = [open_prepared(info["path"], info["source"], info["files"]) for info in infos]
         self._datasets[name] = found
         return found
@@ -405,6 +405,11 @@ class OmniDataModule(LightningDataModule):
         if config.pin_memory and not is_pinned:
             log.info("data.dataloader.pin_memory: off, there is no accelerator")
         return WorkerSettings(config.num_workers, config.prefetch_factor, is_pinned)
+
+
+def _part_name(name: str, source: str) -> str:
+    """What a source of the training or evaluation data is called in the table."""
+    return name if source == name else f"{name}/{source}"
 
 
 class _Reducer:

@@ -116,6 +116,20 @@ def test_all_missing_sources_of_a_mixture_are_told_with_their_place(
         build(train_path="gone.jsonl", datasets_type=kind).setup("fit")
 
 
+def test_a_source_may_be_called_like_the_evaluation(build: Callable[..., OmniDataModule]):
+    write("a.jsonl", "some words", "more")
+    write("b.jsonl", "others")
+    mixture = {"sources": ["a.jsonl", "b.jsonl"], "names": ["eval", "b"]}
+    Path("mix.yaml").write_text(json.dumps(mixture))
+    data = build(train_path="mix.yaml", eval_path="b.jsonl", data_type="plaintext")
+    data.setup("fit")
+    assert [row[:2] for row in data.rows()[1]] == [("train/eval", 2), ("train/b", 1), ("eval", 1)]
+    single = build(train_path="a.jsonl", data_type="plaintext", source_name="eval")
+    single.paths["eval"] = "b.jsonl"
+    single.setup("fit")
+    assert [row[:2] for row in single.rows()[1]] == [("train/eval", 2), ("eval", 1)]
+
+
 def test_evaluation_is_padded_as_training_is(build: Callable[..., OmniDataModule]):
     file = write("a.jsonl", "some words", "more and more and more")
     data = build(
