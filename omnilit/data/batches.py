@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -91,26 +95,85 @@ def run_loader(loader: Iterable[T]) -> Iterator[T]:
         DataError: A worker died.
     """
     batches = iter(loader)
-    while (batch := _take(batches)) is not None:
+    reports = _hold_reports()
+    while (batch := _take(batches, reports)) is not None:
         yield batch
 
 
-def _take(batches: Iterator[T]) -> T | None:
-    try:
+class _DeathReports:
+    """torch's handler of SIGCHLD, with its reports of dead workers held back.
+
+    torch raises a report wherever the main thread is at: amid a step of one rank, where nothing
+    tells the other ranks. Held until data is asked for, it is an error like any other of the data.
+
+    Args:
+        handler: torch's; None where there is none.
+    """
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object] | None) -> None:
+        self._handler = handler
+        self._is_asked = False
+        self._held: RuntimeError | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
+        assert self._handler is not None, "not installed without one"
         try:
-            return next(batches, None)
-        except (ConnectionError, EOFError):
-            # It died while handing over a tensor; torch's own report comes by signal.
-            time.sleep(REPORT_S)
-            raise
+            self._handler(number, frame)
+        except RuntimeError as error:
+            if self._is_asked or not _is_report(error):
+                raise
+            self._held = error
+
+    def forget(self) -> None:
+        """A new loader is not to blame for the workers of another."""
+        self._held = None
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise what is held, and whatever is reported within the block."""
+        self._is_asked = True
+        try:
+            if self._held is not None:
+                raise self._held
+            yield
+        finally:
+            self._is_asked = False
+
+
+def _hold_reports() -> _DeathReports:
+    """Put ourselves before torch's handler, which starting workers has installed."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    if isinstance(handler, _DeathReports):
+        handler.forget()
+        return handler
+    reports = _DeathReports(handler if callable(handler) else None)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, reports)
+    return reports
+
+
+def _take(batches: Iterator[T], reports: _DeathReports) -> T | None:
+    try:
+        with reports.raised():
+            try:
+                return next(batches, None)
+            except (ConnectionError, EOFError):
+                # It died while handing over a tensor; torch's own report comes by signal.
+                time.sleep(REPORT_S)
+                raise
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+        if isinstance(error, RuntimeError) and not _is_report(error):
             raise
         raise DataError(
             problem=f"a data worker died ({' '.join(str(error).split())})",
             fix="look for a lack of memory in the system's log, or lower "
             "data.dataloader.num_workers",
         ) from error
+
+
+def _is_report(error: RuntimeError) -> bool:
+    return str(error).startswith("DataLoader worker")
 
 
 class _Bins(Dataset[MicroBatch]):

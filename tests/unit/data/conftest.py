@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,13 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
 def record() -> Callable[..., Record]:
     """A record of the given fields, from line 7 of d.jsonl."""
     return lambda **fields: Record(fields, Origin("train", "d.jsonl", 7))
+
+
+@pytest.fixture
+def workers_end() -> Iterator[None]:
+    """End a failed loader's workers here: torch watches them until it is collected."""
+    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # How long torch waits for a worker that has raised before it ends it.
+        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+        gc.collect()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import numpy as np
@@ -386,16 +385,6 @@ def test_a_position_for_other_data_or_packing_is_refused_with_every_reason():
         "data.train_path or how it is tokenised",
     ):
         assert part in text
-
-
-@pytest.fixture
-def workers_end() -> Iterator[None]:
-    """End a failed loader's workers here: torch watches them until it is collected."""
-    yield
-    with pytest.MonkeyPatch.context() as patch:
-        # How long torch waits for a worker that has raised before it ends it.
-        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
-        gc.collect()
 
 
 @pytest.mark.usefixtures("workers_end")
