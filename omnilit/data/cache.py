@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -25,6 +27,8 @@ from omnilit.types import IGNORE, Origin, Sample
 FORMAT: Final = 2  # a part of every cache key: raise it when the layout or tokenising changes
 COMPLETE: Final = "COMPLETE"
 INFO: Final = "info.json"
+STAGED: Final = ".staged-"
+STALE_S: Final = 24 * 3600.0
 SCHEMA: Final = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -178,10 +182,12 @@ def publish(folder: Path) -> Iterator[Path]:
     Yields:
         A folder beside `folder` to write to. Leaving without an error marks it complete and
         renames it; with an error it is removed. Where another process published the same
-        folder meanwhile, that one stays.
+        folder meanwhile, that one stays. What killed processes left beside it is removed, too.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f"{folder.name}.staged-", dir=folder.parent))
+    _remove_stale(folder.parent)
+    prefix = f"{folder.name}{STAGED}{_machine()}-{os.getpid()}-"
+    staged = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         yield staged
         (staged / COMPLETE).touch()
@@ -197,6 +203,49 @@ def publish(folder: Path) -> Iterator[Path]:
         _sync(folder.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Remove what was written out of sight by processes that are no more.
+
+    Of a process on another machine that is not known; there a day without a change counts.
+    """
+    machine = _machine()
+    for staged in parent.glob(f"*{STAGED}*"):
+        owner = staged.name.rpartition(STAGED)[2].split("-")
+        if len(owner) == 3 and owner[0] == machine:
+            is_stale = not _is_alive(int(owner[1]))
+        else:
+            is_stale = _last_change(staged) < time.time() - STALE_S
+        if is_stale:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _machine() -> str:
+    """Another text wherever a process number means another process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        where = f"{boot} {Path('/proc/self/ns/pid').readlink()}"  # a container has its own
+    except OSError:  # not Linux
+        where = socket.gethostname()
+    return hashlib.blake2b(where.encode(), digest_size=4).hexdigest()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _last_change(folder: Path) -> float:
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:  # it is being published or removed this moment
+        return time.time()
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +255,24 @@ def test_of_two_that_publish_the_same_folder_the_first_stays(tmp_path: Path):
             (early / "who").write_text("early")
     assert (tmp_path / "f" / "who").read_text() == "early"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_what_killed_preparations_left_is_removed_and_nothing_of_those_at_work(tmp_path: Path):
+    day = 24 * 3600
+    with publish(tmp_path / "f") as live:
+        dead = live.with_name(live.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+        elsewhere = tmp_path / "g.staged-0a1b2c3d-1-abc"
+        unknown, old = tmp_path / "g.staged-abc", tmp_path / "g.staged-0a1b2c3d-1-old"
+        for folder in (dead, elsewhere, unknown, old):
+            folder.mkdir()
+            (folder / "tokens").touch()
+        late = time.time() - day - 60
+        for path in (elsewhere, old, old / "tokens", live, unknown):
+            os.utime(path, (late, late))  # where something was written since, it is at work
+        with publish(tmp_path / "h"):
+            kept = {path.name for path in tmp_path.iterdir() if not path.name.startswith("h")}
+        assert kept == {live.name, elsewhere.name, unknown.name}
+    assert (tmp_path / "f" / "COMPLETE").is_file()
 
 
 @pytest.fixture
