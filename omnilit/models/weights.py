@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,15 +16,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from omnilit.errors import ConfigError, Problem
-from omnilit.logging import get_logger
+from omnilit.errors import ConfigError
 from omnilit.models.build import build_meta
-from omnilit.parallel.collectives import is_distributed
+from omnilit.models.own_weights import read_own_weights
+from omnilit.models.weight_report import KEY, Mismatch, judge, listed, unreadable
+from omnilit.parallel.collectives import is_distributed, raise_together
 from omnilit.parallel.materialize import fill, named_tensors
-
-KEY = "model.model_path"
-MAX_LISTED = 8
-logger = get_logger(__name__)
 
 
 def initial_tensors(
@@ -53,7 +50,7 @@ def initial_tensors(
     if orphans := sorted(wanted - last.keys()):
         raise ConfigError(
             key=KEY,
-            problem=f"{type(blueprint).__name__} gives {_listed(orphans)} no initial value",
+            problem=f"{type(blueprint).__name__} gives {listed(orphans)} no initial value",
             fix="start from existing weights: give model_path",
         )
     owners = {name: (module, owner) for name, module, owner in _initialised_modules(blueprint)}
@@ -167,32 +164,16 @@ def pretrained_tensors(
     """
     model, info = _load_on_cpu(model_path, blueprint, trust_remote_code=trust_remote_code)
     wanted, loaded = named_tensors(blueprint), named_tensors(model)
-    untied = sorted(loaded.keys() - wanted.keys())
     mismatched = {name for name, *_ in info["mismatched_keys"]}
-    problems = [
-        *_describe("lack", set(info["missing_keys"]) - mismatched),
-        *_describe("hold, without a place in the model,", info["unexpected_keys"]),
-        *_describe(
-            "hold in another shape",
-            {f"{n} {list(a)} instead of {list(b)}" for n, a, b in info["mismatched_keys"]},
-        ),
-        *_describe("hold, differing from the weight that the model ties it to,", untied),
-    ]
-    if problems and (strict or untied):
-        raise ConfigError.of(
-            Problem(
-                KEY,
-                f"the files of {model_path} {text}",
-                "give the weights that belong to model.config_path, or set model.strict: false "
-                "to start what is missing at random and leave out the rest",
-            )
-            for text in problems
-        )
-    for text in problems:
-        logger.warning("%s: the files of %s %s", KEY, model_path, text)
-    absent = (set(info["missing_keys"]) | mismatched) & wanted.keys()
+    mismatch = Mismatch(
+        missing=set(info["missing_keys"]) - mismatched,
+        unexpected=info["unexpected_keys"],
+        shapes=info["mismatched_keys"],
+        untied=loaded.keys() - wanted.keys(),
+    )
+    judge(model_path, mismatch, strict=strict)
+    absent = mismatch.absent & wanted.keys()
     if absent:
-        logger.warning("%s: %s start at random", KEY, _listed(sorted(absent)))
         yield from initial_tensors(blueprint, seed=seed, names=absent)
     yield from ((name, loaded[name].detach()) for name in wanted if name not in absent)
 
@@ -212,25 +193,8 @@ def _load_on_cpu(
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            key=KEY,
-            problem=f"no weights can be loaded from {model_path} ({first})",
-            fix="give a folder with config.json and model.safetensors (or its shards and index), "
-            "or leave model_path out to start at random",
-        ) from error
+        raise unreadable(model_path, error) from error
     return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-
-
-def _describe(verb: str, names: Iterable[str]) -> list[str]:
-    found = sorted(names)
-    return [f"{verb} {_listed(found)}"] if found else []
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    count = f"{len(names)} tensors: " if len(names) > 1 else ""
-    return f"{count}{', '.join(names[:MAX_LISTED])}{more}"
 
 
 def load_weights(
@@ -242,10 +206,12 @@ def load_weights(
     device: torch.device,
     strict: bool = True,
     trust_remote_code: bool = False,
+    from_rank0: bool = True,
 ) -> None:
     """Give `model` memory and its first values; every rank calls.
 
-    Rank 0 reads or draws one full tensor after the other and every rank keeps its part.
+    Rank 0 reads or draws one full tensor after the other and every rank keeps its part; or every
+    rank draws them all, or reads its own part of each, and nothing is sent.
 
     Args:
         model: On the meta device, sharded or not, kernels bound or not.
@@ -255,13 +221,19 @@ def load_weights(
         device: This rank's device.
         strict: Refuse files that do not name every parameter exactly once.
         trust_remote_code: Whether Python code beside the weights may run.
+        from_rank0: Whether rank 0 alone reads or draws.
 
     Raises:
         ConfigError: The files cannot be read or do not match; on every rank.
     """
     blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
+    materialize(model, device)
+    names: set[str] | None = None
+    if path is not None and not from_rank0:
+        names = _read_own_part(model, path, blueprint=blueprint, strict=strict)
+        path = None  # what the files lack is drawn
     if path is None:
-        tensors = initial_tensors(blueprint, seed=seed)
+        tensors = initial_tensors(blueprint, seed=seed, names=names)
     else:
         tensors = pretrained_tensors(
             path,
@@ -270,8 +242,21 @@ def load_weights(
             strict=strict,
             trust_remote_code=trust_remote_code,
         )
-    materialize(model, device)
-    fill(model, tensors, device=device)
+    fill(model, tensors, device=device, names=names, from_rank0=from_rank0)
+
+
+def _read_own_part(
+    model: PreTrainedModel, path: str, *, blueprint: PreTrainedModel, strict: bool
+) -> set[str]:
+    """Read this rank's part of the files; returns names that still have no value."""
+    error: BaseException | None = None
+    absent: set[str] = set()
+    try:
+        absent = read_own_weights(model, path, blueprint=blueprint, strict=strict).absent
+    except BaseException as caught:  # the others come to the same agreement
+        error = caught
+    raise_together(error)
+    return absent
 
 
 def load_buffers(
@@ -280,6 +265,7 @@ def load_buffers(
     *,
     device: torch.device,
     trust_remote_code: bool = False,
+    from_rank0: bool = True,
 ) -> None:
     """Give `model` memory and the buffers that no checkpoint holds; every rank calls.
 
@@ -289,7 +275,7 @@ def load_buffers(
     names = [name for name, _ in model.named_buffers()]
     materialize(model, device)
     tensors = initial_tensors(blueprint, seed=0, names=names)
-    fill(model, tensors, device=device, names=names)
+    fill(model, tensors, device=device, names=names, from_rank0=from_rank0)
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Give a sharded model its values, tensor by tensor, from the first rank's full tensors."""
+"""Give a sharded model its values, tensor by tensor: sent by the first rank, or each its own."""
 
 from __future__ import annotations
 
@@ -34,16 +34,36 @@ def fill_parameter(parameter: Tensor, full: Tensor) -> None:
     """
     if parameter.shape != full.shape:
         raise OmniError(f"cannot fill shape {list(parameter.shape)} from {list(full.shape)}")
+    if (part := own_part(parameter)) is not None:
+        copy_part(parameter, full[part])
+
+
+def own_part(parameter: Tensor) -> tuple[slice, ...] | None:
+    """Which part of the whole tensor this rank holds; None for a rank that holds nothing.
+
+    Args:
+        parameter: A tensor, or a DTensor with any sharded or replicated placements.
+    """
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, size) for size in parameter.shape)
+    sizes, offsets = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    if not all(sizes):  # a rank beyond the last row
+        return None
+    return tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
+
+
+def copy_part(parameter: Tensor, part: Tensor) -> None:
+    """Write this rank's part of a tensor, on any device and of any dtype.
+
+    Args:
+        parameter: Not on the meta device.
+        part: What `own_part` cuts out of the whole.
+    """
     with torch.no_grad():
-        if not isinstance(parameter, DTensor):
-            parameter.copy_(full)
-            return
-        sizes, offsets = compute_local_shape_and_global_offset(
-            full.shape, parameter.device_mesh, parameter.placements
-        )
-        if all(sizes):  # a rank beyond the last row holds nothing
-            part = tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
-            parameter.to_local().copy_(full[part])
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        local.copy_(part)
 
 
 def broadcast_from_first(
@@ -73,25 +93,42 @@ def fill(
     *,
     device: torch.device,
     names: Iterable[str] | None = None,
+    from_rank0: bool = True,
 ) -> None:
     """Fill tensors of `model`, each exactly once, on all ranks; every rank must call.
 
     Args:
         model: No tensor of it that is to be filled is on the meta device.
-        tensors: Names and full values; only rank 0 iterates, so that it may be a generator that
-            reads files. An error in it is raised on every rank.
+        tensors: Names and full values, perhaps made or read one at a time. An error on the way
+            is raised on every rank.
         device: Where the backend of the process group works.
         names: What must be filled; default: all of `named_tensors`.
+        from_rank0: Only rank 0 iterates and sends the values; otherwise every rank iterates, over
+            equal values, and keeps its parts without sending anything.
 
     Raises:
         OmniError: A name is unknown, comes twice or is missing, or a shape differs.
     """
     known = named_tensors(model)
     open_names = list(known if names is None else names)
-    if is_distributed() and dist.get_rank() != 0:
+    if not from_rank0:
+        _fill_alone(known, open_names, tensors)
+    elif is_distributed() and dist.get_rank() != 0:
         _receive(known, open_names, device)
     else:
         _send(known, open_names, tensors, device)
+
+
+def _fill_alone(
+    known: dict[str, Tensor], names: list[str], tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    error: BaseException | None = None
+    try:
+        for _, name, full in _checked(known, names, tensors):
+            fill_parameter(known[name], full)
+    except BaseException as caught:  # the others come to the same agreement
+        error = caught
+    raise_together(error)
 
 
 def _send(

@@ -1,0 +1,320 @@
+"""Weights that each rank reads for itself: of every file only the bytes of its own shards."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    SkipParameters,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.loading_report import LoadStateDictInfo
+
+from omnilit.logging import get_logger
+from omnilit.models.weight_report import Mismatch, judge, unreadable
+from omnilit.parallel.materialize import copy_part, named_tensors, own_part
+
+MIB: Final = 2**20
+log = get_logger(__name__)
+
+
+class StoredTensor(Protocol):
+    """A tensor of a file, of which any part can be read alone; safetensors' slices are such."""
+
+    def get_shape(self) -> list[int]:
+        """Its shape, from the file's header."""
+        ...
+
+    def __getitem__(self, part: Any) -> Tensor:
+        """Read a part, given as slices."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Tensors of files that together become one or more tensors of the model.
+
+    Args:
+        first: Name of the first tensor that it makes.
+        transform: transformers' own conversion, or a mere renaming.
+        sources: By the conversion's pattern, the names in the files in their order.
+        shapes: By name in the model, the whole shape that comes out.
+    """
+
+    first: str
+    transform: WeightTransform
+    sources: dict[str, list[str]]
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+
+    def make(
+        self, tensors: Mapping[str, list[Tensor]], blueprint: PreTrainedModel
+    ) -> dict[str, Tensor]:
+        """Convert tensors given by pattern, real or on the meta device, to the model's own."""
+        transform = deepcopy(self.transform)
+        for pattern, parts in tensors.items():
+            for part in parts:
+                transform.add_tensor(self.first, pattern, pattern, part)  # pyright: ignore[reportArgumentType]
+        info = LoadStateDictInfo(set(), set(), set(), [], {}, set())
+        try:
+            made = transform.convert(  # pyright: ignore[reportAttributeAccessIssue]
+                self.first, model=blueprint, config=blueprint.config, loading_info=info
+            )
+        except SkipParameters as error:
+            reason = info.conversion_errors[self.first].strip().splitlines()[-1]
+            raise ValueError(f"{self.first} cannot be converted: {reason}") from error
+        return {name: t[0] if isinstance(t, list) else t for name, t in made.items()}
+
+    def keeps_rows(self) -> bool:
+        """Whether one file tensor makes one row, so that a rank needs only those of its rows.
+
+        So are experts stored: one matrix each, stacked, and perhaps joined with others beside.
+        """
+        if not isinstance(self.transform, WeightConverter) or len(self.shapes) != 1:
+            return False
+        stack, *others = self.transform.operations
+        (shape,) = self.shapes.values()
+        return (
+            type(stack) is MergeModulelist
+            and stack.dim == 0
+            and all(type(other) is Concatenate and other.dim > 0 for other in others)
+            and all(len(names) == shape[0] for names in self.sources.values())
+        )
+
+
+@dataclass(slots=True)
+class Files:
+    """The tensors of a folder of safetensors, open, with a count of what was read of them."""
+
+    tensors: dict[str, StoredTensor]
+    read_bytes: int = 0
+
+    def read(self, name: str, part: Any = ..., dtype: torch.dtype | None = None) -> Tensor:
+        """A part of one tensor."""
+        tensor = self.tensors[name][part or ...]  # a scalar has no slices
+        self.read_bytes += tensor.numel() * tensor.element_size()
+        return tensor.to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRead:
+    """What one rank read.
+
+    Args:
+        absent: Names of tensors that still have no value, such as buffers that are never saved;
+            the same on every rank.
+        num_bytes: Of this rank, of the files' tensors.
+    """
+
+    absent: set[str]
+    num_bytes: int
+
+
+def read_own_weights(
+    model: PreTrainedModel, model_path: str, *, blueprint: PreTrainedModel, strict: bool
+) -> OwnRead:
+    """Fill this rank's part of every tensor that the files hold; nothing is sent.
+
+    Args:
+        model: Materialised, sharded or not.
+        model_path: A folder or a hub name.
+        blueprint: The same model on the meta device, not sharded, without kernels.
+        strict: Whether every name must be found and none be left over.
+
+    Raises:
+        ConfigError: The files cannot be read or, when `strict`, do not match by name and shape.
+    """
+    try:
+        paths = weight_files(model_path)
+        with ExitStack() as stack:
+            files = _open(paths, stack)
+            recipes, unexpected = plan_recipes(blueprint, files.tensors)
+            makers = {name: recipe for recipe in recipes for name in recipe.shapes}
+            mismatch, twins = compare(blueprint, makers, unexpected)
+            judge(model_path, mismatch, strict=strict)
+            untied = _fill_from(model, blueprint, files, makers, twins, mismatch.absent)
+            judge(model_path, Mismatch(untied=untied), strict=strict)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise unreadable(model_path, error) from error
+    whole = sum(Path(path).stat().st_size for path in paths)
+    log.info("weights: this rank read %.1f of %.1f MiB", files.read_bytes / MIB, whole / MIB)
+    absent = named_tensors(blueprint).keys() - (twins.keys() - mismatch.absent)
+    return OwnRead(absent, files.read_bytes)
+
+
+def weight_files(model_path: str) -> list[str]:
+    """The safetensors of a folder or a hub name, in the order of their names.
+
+    Raises:
+        OSError: There are none.
+    """
+    local = Path(model_path).expanduser()
+    name = str(local) if local.exists() else model_path
+    missing_is_fine = {"_raise_exceptions_for_missing_entries": False}
+    if whole := cached_file(name, SAFE_WEIGHTS_NAME, **missing_is_fine):
+        return [whole]
+    if index := cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **missing_is_fine):
+        return get_checkpoint_shard_files(name, index)[0] or []
+    raise FileNotFoundError(f"there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}")
+
+
+def _open(paths: list[str], stack: ExitStack) -> Files:
+    files = Files({})
+    for path in paths:
+        opened = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+        files.tensors.update((name, opened.get_slice(name)) for name in opened.keys())  # noqa: SIM118
+    return files
+
+
+def plan_recipes(
+    blueprint: PreTrainedModel, stored: Mapping[str, StoredTensor]
+) -> tuple[list[Recipe], set[str]]:
+    """How the stored tensors become the model's, known from names and shapes alone.
+
+    Returns:
+        The recipes, and the names that the model has no place for.
+
+    Raises:
+        ValueError: A conversion cannot take what is stored.
+    """
+    mapping = get_model_conversion_mapping(blueprint)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    wanted, prefix = blueprint.state_dict(), blueprint.base_model_prefix
+    recipes: dict[str, Recipe] = {}
+    unexpected: set[str] = set()
+    for name in sorted(stored, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, prefix, wanted)
+        if target not in wanted and name in wanted:
+            target, pattern = name, None
+        if target not in wanted:
+            unexpected.add(target)
+            continue
+        plain = WeightRenaming(name, target) if pattern is None else by_pattern[pattern]
+        recipe = recipes.setdefault(target, Recipe(target, plain, defaultdict(list)))
+        recipe.sources[name if pattern is None else pattern].append(name)
+    for recipe in recipes.values():
+        blanks = {
+            pattern: [torch.empty(stored[n].get_shape(), device="meta") for n in names]
+            for pattern, names in recipe.sources.items()
+        }
+        if isinstance(recipe.transform, WeightRenaming):
+            ((blank, *_), *_) = blanks.values()
+            recipe.shapes[recipe.first] = blank.shape
+        else:
+            recipe.shapes.update((n, t.shape) for n, t in recipe.make(blanks, blueprint).items())
+    return list(recipes.values()), unexpected
+
+
+def compare(
+    blueprint: PreTrainedModel, makers: Mapping[str, Recipe], unexpected: set[str]
+) -> tuple[Mismatch, dict[str, list[str]]]:
+    """Where files and model differ by name or shape, and which names share one tensor.
+
+    Returns:
+        The differences, and by the name of each tensor of the model those among its own name and
+        its ties that the files hold.
+    """
+    first: dict[int, str] = {}
+    twins: defaultdict[str, list[str]] = defaultdict(list)
+    every = [*blueprint.named_parameters(remove_duplicate=False), *blueprint.named_buffers()]
+    for name, tensor in every:
+        own = first.setdefault(id(tensor), name)
+        if name in makers:
+            twins[own].append(name)
+    saved, tensors = blueprint.state_dict().keys(), named_tensors(blueprint)
+    info = LoadStateDictInfo(
+        {name for name in tensors if name in saved and name not in twins},
+        unexpected,
+        set(),
+        [],
+        {},
+        set(),
+    )
+    blueprint._adjust_missing_and_unexpected_keys(info)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - families name what may differ
+    shapes = [
+        (name, makers[held[0]].shapes[held[0]], tensors[name].shape)
+        for name, held in twins.items()
+        if makers[held[0]].shapes[held[0]] != tensors[name].shape
+    ]
+    mismatch = Mismatch(info.missing_keys, info.unexpected_keys, shapes)
+    return mismatch, dict(twins)
+
+
+def _fill_from(
+    model: PreTrainedModel,
+    blueprint: PreTrainedModel,
+    files: Files,
+    makers: Mapping[str, Recipe],
+    twins: Mapping[str, list[str]],
+    absent: set[str],
+) -> list[str]:
+    """Fill every tensor, each recipe made once; returns ties that the files contradict."""
+    own = named_tensors(model)
+    owners = {name: owner for owner, held in twins.items() for name in held if owner not in absent}
+    filled: set[str] = set()
+    untied: list[str] = []
+    recipes = {recipe.first: recipe for recipe in makers.values()}
+    for recipe in recipes.values():
+        parameters = {name: own[owners[name]] for name in recipe.shapes if name in owners}
+        for name, part in _own_parts(recipe, parameters, files, blueprint):
+            parameter, owner = parameters[name], owners[name]
+            if owner not in filled:
+                copy_part(parameter, part)
+                filled.add(owner)
+            elif not torch.equal(_local(parameter), part.to(parameter.device, parameter.dtype)):
+                untied += [twin for twin in twins[owner] if twin != owner]
+    return untied
+
+
+def _own_parts(
+    recipe: Recipe,
+    parameters: Mapping[str, Tensor],
+    files: Files,
+    blueprint: PreTrainedModel,
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and this rank's part of each of `parameters`, read and converted as little as can be."""
+    every = {name: own_part(parameter) for name, parameter in parameters.items()}
+    parts = {name: part for name, part in every.items() if part is not None}
+    if not parts:  # all of it belongs to other ranks, or its shape is another
+        return
+    if isinstance(recipe.transform, WeightRenaming):
+        ((source, *_), *_) = recipe.sources.values()
+        yield recipe.first, files.read(source, parts[recipe.first])
+        return
+    rows = slice(None)
+    if recipe.keeps_rows():
+        rows, *others = parts[recipe.first]
+        parts = {recipe.first: (slice(None), *others)}
+    dtype = parameters[next(iter(parts))].dtype
+    tensors = {
+        pattern: [files.read(name, dtype=dtype) for name in names[rows]]
+        for pattern, names in recipe.sources.items()
+    }
+    made = recipe.make(tensors, blueprint)
+    for name, part in parts.items():
+        yield name, made[name][part]
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
