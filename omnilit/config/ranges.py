@@ -78,6 +78,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "train.optimizer.betas": Range(0, 1, open_high=True),
     "train.optimizer.eps": POSITIVE,
     "train.optimizer.max_skipped_steps": COUNT,
+    "train.accelerator.dp_replicate_size": Range(1, also=-1),
     "train.accelerator.dp_shard_size": Range(1, also=-1),
     "train.accelerator.timeout_s": POSITIVE,
     "train.checkpoint.save_steps": NOT_NEGATIVE,
@@ -96,6 +97,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "train.optimizer.lr_decay_style": ("constant", "linear", "cosine"),
     f"{MIXED}.param_dtype": ("auto", *DTYPES),
     f"{MIXED}.reduce_dtype": DTYPES,
+    f"{MIXED}.output_dtype": DTYPES,
     f"{MIXED}.master_dtype": DTYPES,
 }
 
@@ -115,8 +117,8 @@ def check_range(view: View, path: str) -> list[Problem]:
 
 def check_name(view: View, path: str) -> list[Problem]:
     """A problem where the name at `path` is not one of the known ones."""
-    name: str = view[path]
-    if name in NAMES[path]:
+    name: str | None = view[path]
+    if name is None or name in NAMES[path]:  # null is left to the field's type
         return []
     problem = f"{name!r} is not known"
     if name in {"float16", "fp16", "half"}:

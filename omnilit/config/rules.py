@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from omnilit.config import data_rules
+from omnilit.config import data_rules, parallel_rules
 from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
 from omnilit.config.view import View
 from omnilit.errors import Problem
@@ -53,7 +53,6 @@ def _is_within(path: str, wrong: set[str]) -> bool:
 
 OPTIMIZER: Final = "train.optimizer"
 STYLE: Final = f"{OPTIMIZER}.lr_decay_style"
-SHARD: Final = "train.accelerator.dp_shard_size"
 BATCH: Final = "train.global_batch_size"
 MICRO: Final = "train.micro_batch_size"
 START: Final = f"{OPTIMIZER}.lr_start"
@@ -63,6 +62,7 @@ def all_rules() -> list[Rule]:
     """Every rule: single fields first, so that rules on several skip the wrong ones."""
     patterns = (f"{OPTIMIZER}.no_decay_modules", f"{OPTIMIZER}.no_decay_params")
     decays = (f"{OPTIMIZER}.lr_min", f"{OPTIMIZER}.lr_decay_ratio")
+    sizes = (parallel_rules.REPLICATE, parallel_rules.SHARD)
     return [
         *(Rule((path,), partial(check_range, path=path)) for path in RANGES),
         *(Rule((path,), partial(check_name, path=path)) for path in NAMES),
@@ -77,8 +77,23 @@ def all_rules() -> list[Rule]:
         Rule((STYLE, f"{OPTIMIZER}.lr", f"{OPTIMIZER}.lr_min"), _floor_is_below_peak),
         Rule((START, f"{OPTIMIZER}.lr_warmup_ratio"), _start_has_a_warm_up),
         Rule(("train.checkpoint.load_path", "train.checkpoint.overwrite"), _resume_overwrites_not),
-        Rule((SHARD,), _shards_are_the_ranks),
-        Rule((MICRO, BATCH, SHARD), _step_is_whole_batches),
+        *_parallel_rules(),
+        Rule((MICRO, BATCH, *sizes), _step_is_whole_batches),
+    ]
+
+
+def _parallel_rules() -> list[Rule]:
+    mode, shard = parallel_rules.MODE, parallel_rules.SHARD
+    recompute = parallel_rules.RECOMPUTE
+    options = tuple(f"{recompute}.{name}" for name in ("enable", "debug", "enable_reentrant"))
+    return [
+        Rule((mode, shard), parallel_rules.ddp_shards_nothing),
+        Rule((mode, shard, parallel_rules.REPLICATE), parallel_rules.sizes_are_the_ranks),
+        *(
+            Rule((mode, field), partial(parallel_rules.ddp_reads_it, path=field))
+            for field in parallel_rules.FSDP2_ONLY
+        ),
+        Rule(options, parallel_rules.debugging_is_not_reentrant),
     ]
 
 
@@ -204,20 +219,6 @@ def _resume_overwrites_not(view: View) -> list[Problem]:
             "train.checkpoint.overwrite",
             "load_path: auto goes on from the checkpoints that overwrite: true gives up",
             "keep one of the two",
-        )
-    ]
-
-
-def _shards_are_the_ranks(view: View) -> list[Problem]:
-    size, ranks = view[SHARD], view.world_size
-    if ranks is None or size in {-1, ranks}:
-        return []
-    return [
-        Problem(
-            SHARD,
-            f"{size} shards do not make up the {ranks} ranks of this run",
-            f"set dp_shard_size: -1 or {ranks}; several copies of the shards "
-            "(dp_replicate_size) come with a later release",
         )
     ]
 

@@ -102,7 +102,7 @@ class HeadLoss:
         aux_loss = getattr(output, "aux_loss", None)
         config = model.config.get_text_config()
         return ForwardOutput(
-            token_losses=output.logits.reshape(-1),
+            token_losses=output.logits.reshape(-1).float(),  # output_dtype may have cast them
             aux_loss=aux_loss if isinstance(aux_loss, Tensor) else None,
             aux_coefficient=getattr(config, "router_aux_loss_coef", 0.0),
         )

@@ -35,7 +35,7 @@ class ModelRequest:
         ops: Which kernel runs each operation.
         given: Fields of `ops` that were given.
         train: The `train` group: seed and recomputation.
-        fsdp: Precision and sharding, from the strategy.
+        fsdp: Precision and sharding, from the strategy; that it is DDP stands in the mesh.
         is_resume: A checkpoint will bring the weights.
     """
 
@@ -89,6 +89,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
         mesh=topology.fsdp,
         policy=precision.policy,
         reshard_after_forward=request.fsdp.reshard_after_forward,
+        forward_prefetch=request.fsdp.forward_prefetch,
     )
     _fill(model, request, topology)
     log.info("precision: %s", precision)

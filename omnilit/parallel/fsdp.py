@@ -1,8 +1,16 @@
-"""FSDP2 over one mesh, with gradients that are sums: the loss already divides."""
+"""Data parallelism by FSDP2 over one mesh, with gradients that are sums: the loss already divides.
+
+The mesh says what it is. Over one axis parameters are sharded; over (replicate, shard) copies of
+the shards are kept in step (HSDP); where the shard axis has one rank, each holds the whole model
+and only gradients travel, block by block while the backward pass still runs: that is DDP.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import cast
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -16,6 +24,7 @@ def shard_model(
     mesh: DeviceMesh,
     policy: MixedPrecisionPolicy,
     reshard_after_forward: bool,
+    forward_prefetch: bool = False,
 ) -> None:
     """Shard `model` in place, each of `units` on its own, the rest with the root.
 
@@ -26,15 +35,35 @@ def shard_model(
         model: On the meta device or real; kernels are bound already.
         units: Modules gathered one at a time, usually the decoder blocks.
         mesh: One axis to shard over, or (replicate, shard).
-        policy: Dtypes of compute and of the gradients' reduction.
+        policy: Dtypes of compute, of the gradients' reduction and of the model's outputs.
         reshard_after_forward: Free a unit's full parameters between forward and backward.
+        forward_prefetch: Ask for a unit's parameters before its predecessor computes. In the
+            backward pass FSDP2 always asks for the next ones ahead.
     """
+    units = list(units)
+    # cast where the whole model ends: inside, the next unit's matrices want the computing dtype
+    inner = replace(policy, output_dtype=None)
     for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in fsdp_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+    if forward_prefetch:
+        _prefetch(model, units)
+
+
+def _prefetch(model: nn.Module, units: Sequence[nn.Module]) -> None:
+    """Name each unit's successor to it, among the layers of one stack.
+
+    What a stack's last layer would name is no successor: it may not run at all, or elsewhere.
+    """
+    known = set(units)
+    for parent in model.modules():
+        stack = [child for child in parent.children() if child in known]
+        for unit, successor in pairwise(stack):
+            named = cast("FSDPModule", successor)
+            cast("FSDPModule", unit).set_modules_to_forward_prefetch([named])
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
@@ -42,8 +71,16 @@ def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def set_gradient_sync(model: nn.Module, *, is_on: bool) -> None:
-    """Reduce gradients over ranks in the coming backward passes, or only add them up locally."""
+def set_gradient_sync(model: nn.Module, *, is_on: bool, keeps_gathered: bool = False) -> None:
+    """Reduce gradients over ranks in the coming backward passes, or only add them up locally.
+
+    Args:
+        model: May hold several sharded models.
+        is_on: False before all but the last backward pass of an optimizer step.
+        keeps_gathered: While it is off, leave parameters gathered from one pass to the next.
+    """
     for module in fsdp_modules(model):
         module.set_requires_gradient_sync(is_on, recurse=False)
         module.set_is_last_backward(is_on)
+        if keeps_gathered:
+            module.set_reshard_after_backward(is_on, recurse=False)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from omnilit.config import AcceleratorConfig
+from omnilit.config.parallel_rules import describe_sizes, fit_data_sizes
 from omnilit.errors import ConfigError
 
 KEY = "train.accelerator"
@@ -28,8 +29,21 @@ class ParallelSizes:
 
     @classmethod
     def of(cls, config: AcceleratorConfig) -> ParallelSizes:
-        """The sizes that a configuration asks for."""
-        return cls(config.dp_replicate_size, config.dp_shard_size)
+        """The sizes that a configuration asks for; under DDP every rank holds a copy of its own.
+
+        Raises:
+            ConfigError: DDP is to shard.
+        """
+        shard = config.dp_shard_size
+        if config.fsdp_config.fsdp_mode == "ddp":
+            if shard not in {-1, 1}:
+                raise ConfigError(
+                    key=f"{KEY}.dp_shard_size",
+                    problem=f"fsdp_mode: ddp shards nothing, and {shard} ranks are to share a copy",
+                    fix="leave dp_shard_size out, or set fsdp_mode: fsdp2",
+                )
+            shard = 1
+        return cls(config.dp_replicate_size, shard)
 
     @property
     def data_size(self) -> int:
@@ -52,28 +66,18 @@ class ParallelSizes:
                     problem=f"{size} is neither -1 nor a positive number of ranks",
                     fix="give -1 to take what the other sizes leave, or a number of ranks",
                 )
-        known = (replicate if replicate > 0 else 1) * (shard if shard > 0 else 1)
-        if world_size % known:
+        fitting = fit_data_sizes(replicate, shard, ranks=world_size)
+        if fitting is None:
             raise _does_not_fit(replicate, shard, world_size)
-        if shard == -1:
-            replicate, shard = max(replicate, 1), world_size // known
-        elif replicate == -1:
-            replicate = world_size // known
-        if replicate * shard != world_size:
-            raise _does_not_fit(replicate, shard, world_size)
-        return ParallelSizes(replicate, shard)
+        return ParallelSizes(*fitting)
 
 
 def _does_not_fit(replicate: int, shard: int, world_size: int) -> ConfigError:
     key = "dp_shard_size" if shard > 0 else "dp_replicate_size"
-    sizes = [
-        f"{name} {size}"
-        for name, size in (("dp_replicate_size", replicate), ("dp_shard_size", shard))
-        if size > 0
-    ]
+    sizes = describe_sizes(replicate, shard)
     return ConfigError(
         key=f"{KEY}.{key}",
-        problem=f"{' * '.join(sizes)} does not make up the {world_size} ranks of this run",
+        problem=f"{sizes} does not make up the {world_size} ranks of this run",
         fix="set dp_shard_size: -1, or choose sizes whose product is the number of ranks",
     )
 
@@ -126,7 +130,9 @@ class Topology:
     def rows(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
         """Header and rows of the table that is logged at the start."""
         rows: list[tuple[object, ...]] = [
-            ("data", "dp_replicate x dp_shard", self.data_size, self.data_rank),
-            ("fsdp", "dp_shard", self.sizes.dp_shard_size, self.fsdp.get_local_rank("dp_shard")),
+            ("data", "dp_replicate x dp_shard", self.data_size, self.data_rank)
         ]
+        names = self.fsdp.mesh_dim_names or ()
+        for dim, name in enumerate(names):
+            rows.append(("fsdp", name, self.fsdp.size(dim), self.fsdp.get_local_rank(dim)))
         return ("mesh", "axes", "ranks", "this rank"), rows

@@ -28,10 +28,12 @@ from omnilit.checkpoint.data_state import (
 from omnilit.checkpoint.save import DataRank, load_checkpoint, save_checkpoint
 from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
+from omnilit.logging import get_logger
 from omnilit.parallel.fsdp import set_gradient_sync
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.strategies.progress import ResumableData, read_place, resume_at, resume_loops
 
+log = get_logger(__name__)
 META_KEYS = ("callbacks", "lr_schedulers", "loops", "omnilit", "pytorch-lightning_version")
 
 
@@ -94,16 +96,23 @@ class OmniStrategy(ModelParallelStrategy):
     def block_backward_sync(self) -> Generator[None, None, None]:
         """No reduction over ranks in here: Lightning enters it for all but a step's last batch."""
         assert self.model is not None
-        set_gradient_sync(self.model, is_on=False)
+        keeps_gathered = not self.config.fsdp_config.reshard_after_backward
+        set_gradient_sync(self.model, is_on=False, keeps_gathered=keeps_gathered)
         try:
             yield
         finally:
-            set_gradient_sync(self.model, is_on=True)
+            set_gradient_sync(self.model, is_on=True, keeps_gathered=keeps_gathered)
 
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
         trainer = self._trainer
+        keeps_gathered = not self.config.fsdp_config.reshard_after_backward
+        if keeps_gathered and trainer.accumulate_grad_batches == 1:
+            log.info(
+                "reshard_after_backward: false keeps parameters from one micro-batch of a step to "
+                "the next, and a step of this run has one: nothing is kept"
+            )
         loader, limit = trainer.fit_loop._combined_loader, trainer.limit_train_batches  # noqa: SLF001
         if loader is not None and isinstance(limit, float) and limit == 1.0:
             # No limit was asked for, but Lightning cuts every epoch to the first one's length

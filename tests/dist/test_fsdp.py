@@ -68,3 +68,133 @@ def test_a_norm_that_is_not_finite_scales_nothing():
     parameter.grad = torch.tensor([float("inf"), 1.0])
     assert clip_gradients([parameter], 1.0).isinf()
     assert parameter.grad[1] == 1.0
+
+
+def spread(mesh_shape):
+    """Gradients over a mesh of copies and shards, after two micro-batches a rank."""
+    rank, model = dist.get_rank(), build()
+    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("dp_replicate", "dp_shard"))
+    policy = MixedPrecisionPolicy()
+    shard_model(model, units=[model[0]], mesh=mesh, policy=policy, reshard_after_forward=True)
+    for micro_batch in range(2):
+        set_gradient_sync(model, is_on=micro_batch == 1)
+        model(inputs(rank, micro_batch)).square().sum().backward()
+    kept = [p.to_local().shape == p.shape for p in model.parameters() if isinstance(p, DTensor)]
+    gradients = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
+    return total_norm(model.parameters()).item(), gradients, all(kept)
+
+
+@pytest.mark.parametrize(("mesh_shape", "is_whole"), [((2, 1), True), ((2, 2), False)])
+def test_copies_of_shards_sum_over_all_ranks_too(mesh_shape, is_whole, tmp_path):
+    num_ranks = mesh_shape[0] * mesh_shape[1]
+    model = reference(num_ranks)
+    expected = torch.nn.utils.get_total_norm(
+        [p.grad for p in model.parameters() if p.grad is not None]
+    )
+    for norm, gradients, kept in run_ranks(spread, num_ranks, mesh_shape, tmp_path=tmp_path):
+        assert norm == pytest.approx(expected.item(), rel=1e-6)
+        assert kept is is_whole  # each rank of a mesh without shards holds the whole model
+        for found, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(found, parameter.grad)
+
+
+class Widening(nn.Module):
+    """Hands float32 to its second layer, as some models do to theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.dtypes: list[torch.dtype] = []
+
+    def forward(self, hidden):
+        for layer in self.layers:
+            hidden = layer(hidden.float())
+            self.dtypes.append(hidden.dtype)
+        return hidden
+
+
+def cast(policy):
+    model = Widening()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+    shard_model(model, units=model.layers, mesh=mesh, policy=policy, reshard_after_forward=True)
+    return model(torch.ones(2, 6)).dtype, model.dtypes
+
+
+def cast_all():
+    bf16 = torch.bfloat16
+    outputs = [
+        cast(MixedPrecisionPolicy(param_dtype=bf16, output_dtype=output))
+        for output in (None, torch.float32)
+    ]
+    with pytest.raises(RuntimeError, match="dtype"):
+        cast(MixedPrecisionPolicy(param_dtype=bf16, cast_forward_inputs=False))
+    return outputs
+
+
+def test_outputs_are_cast_at_the_root_and_inputs_at_every_unit(tmp_path):
+    bf16 = torch.bfloat16
+    for plain, widened in run_ranks(cast_all, 2, tmp_path=tmp_path):
+        assert plain == (bf16, [bf16, bf16, bf16])
+        assert widened == (torch.float32, [bf16, bf16, bf16])
+
+
+def gather_ahead(forward_prefetch):
+    """Whether the next layer's parameters are on their way while a layer computes."""
+    model = Widening()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+    shard_model(
+        model,
+        units=model.layers,
+        mesh=mesh,
+        policy=MixedPrecisionPolicy(),
+        reshard_after_forward=True,
+        forward_prefetch=forward_prefetch,
+    )
+    seen = []
+    groups = [layer._get_fsdp_state()._fsdp_param_group for layer in model.layers]
+    for layer, following in zip(model.layers[:-1], groups[1:], strict=True):
+        layer.register_forward_hook(
+            lambda *_, group=following: seen.append(group._all_gather_result is not None)
+        )
+    total = model(torch.ones(2, 6)).sum()
+    total.backward()
+    return seen, total.item()
+
+
+def gather_both_ways():
+    torch.manual_seed(0)
+    ahead = gather_ahead(True)
+    torch.manual_seed(0)
+    return ahead, gather_ahead(False)
+
+
+def test_prefetching_gathers_the_next_layer_before_this_one_has_computed(tmp_path):
+    for (ahead, one), (late, other) in run_ranks(gather_both_ways, 2, tmp_path=tmp_path):
+        assert ahead == [True, True]
+        assert late == [False, False]
+        assert one == other
+
+
+def keep_gathered(keeps_gathered):
+    model = build()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+    policy = MixedPrecisionPolicy()
+    shard_model(model, units=[model[0]], mesh=mesh, policy=policy, reshard_after_forward=False)
+    seen = []
+    for micro_batch in range(3):
+        set_gradient_sync(model, is_on=micro_batch == 2, keeps_gathered=keeps_gathered)
+        model(inputs(dist.get_rank(), micro_batch)).square().sum().backward()
+        seen.append(all(isinstance(p, DTensor) for p in model.parameters()))
+    gradients = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
+    return seen, gradients
+
+
+def keep_both_ways():
+    return keep_gathered(True), keep_gathered(False)
+
+
+def test_parameters_can_stay_gathered_until_the_last_micro_batch(tmp_path):
+    for (kept, ours), (freed, theirs) in run_ranks(keep_both_ways, 2, tmp_path=tmp_path):
+        assert kept == [False, False, True]
+        assert freed == [True, True, True]
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -53,6 +53,10 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
          "least 0 and at most 4294967295.")),
         ({f"{MIXED}.param_dtype": "float16"}, (f"{MIXED}.param_dtype: 'float16' needs a loss "
          "scaler, and there is none. To fix: use one of auto, bfloat16, float32.")),
+        ({f"{MIXED}.output_dtype": "half"}, (f"{MIXED}.output_dtype: 'half' needs a loss scaler, "
+         "and there is none. To fix: use one of bfloat16, float32.")),
+        ({"train.accelerator.dp_replicate_size": 0}, ("train.accelerator.dp_replicate_size: 0 is "
+         "out of range. To fix: use a number at least 1, or -1.")),
         ({f"{MIXED}.master_dtype": "int8"}, (f"{MIXED}.master_dtype: 'int8' is not known. To fix: "
          "use one of bfloat16, float32.")),
         ({STYLE: "poly"}, (f"{STYLE}: 'poly' is not known. To fix: use one of constant, linear, "
@@ -159,9 +163,9 @@ def test_a_wrong_setting_is_one_problem_with_its_reason(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train.accelerator.dp_shard_size": 1}, ("train.accelerator.dp_shard_size: 1 shards do "
-         "not make up the 4 ranks of this run. To fix: set dp_shard_size: -1 or 4; several copies "
-         "of the shards (dp_replicate_size) come with a later release.")),
+        ({"train.accelerator.dp_shard_size": 3}, ("train.accelerator.dp_shard_size: dp_shard_size "
+         "3 does not make up the 4 ranks of this run. To fix: set dp_shard_size: -1, or choose "
+         "sizes whose product is the number of ranks.")),
         ({"train.global_batch_size": 20, "train.micro_batch_size": 3}, ("train.global_batch_size: "
          "20 is not a multiple of micro_batch_size 3 * 4 data-parallel ranks. To fix: use a "
          "multiple of 12, such as 12.")),

@@ -1,0 +1,137 @@
+"""How a model may be spread, judged before it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from omnilit.config import AcceleratorConfig, FSDPConfig
+from omnilit.config.parallel_rules import FSDP2_ONLY, MIXED, MODE, REPLICATE, SHARD, fit_data_sizes
+from omnilit.config.rules import run_rules
+from omnilit.config.schema import Field
+from omnilit.config.view import View
+from omnilit.parallel.mesh import ParallelSizes
+
+GOOD = {"model.config_path": "m", "data.train_path": "d"}
+RECOMPUTE = "train.gradient_checkpointing"
+OTHERS: dict[str, Any] = {**dict.fromkeys(FSDP2_ONLY, False), f"{MIXED}.output_dtype": "float32"}
+
+
+def problems(fields: list[Field], given: dict[str, Any], **options: Any) -> list[str]:
+    known = {field.path: field for field in fields}
+    assert given.keys() <= known.keys()
+    return [str(problem) for problem in run_rules(View(known, GOOD | given, **options))]
+
+
+@pytest.mark.parametrize(
+    ("replicate", "shard", "ranks", "expected"),
+    [
+        (-1, -1, 8, (1, 8)),
+        (2, -1, 8, (2, 4)),
+        (-1, 2, 8, (4, 2)),
+        (8, 1, 8, (8, 1)),
+        (2, 2, 8, None),
+        (3, -1, 8, None),
+        (16, -1, 8, None),
+    ],
+)
+def test_sizes_fill_what_was_left_open_or_do_not_fit(replicate, shard, ranks, expected):
+    assert fit_data_sizes(replicate, shard, ranks=ranks) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({SHARD: 3}, (f"{SHARD}: dp_shard_size 3 does not make up the 4 ranks of this run. To fix: "
+         "set dp_shard_size: -1, or choose sizes whose product is the number of ranks.")),
+        ({REPLICATE: 3}, f"{REPLICATE}: dp_replicate_size 3 does not make up the 4 ranks"),
+        ({REPLICATE: 2, SHARD: 4}, (f"{SHARD}: dp_replicate_size 2 * dp_shard_size 4 does not make "
+         "up the 4 ranks of this run.")),
+        ({MODE: "ddp", REPLICATE: 2}, (f"{REPLICATE}: fsdp_mode: ddp makes a copy a rank: 2 are "
+         "not the 4 of this run. To fix: leave it out, or set it to 4.")),
+    ],
+)  # fmt: skip
+def test_sizes_that_are_not_the_ranks_are_refused_once_those_are_known(
+    given: dict[str, Any], message: str, fields: list[Field]
+):
+    (problem,) = problems(fields, given, world_size=4)
+    assert problem.startswith(message)
+    assert not problems(fields, given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {SHARD: 1},
+        {REPLICATE: 2},
+        {REPLICATE: 2, SHARD: 2},
+        {REPLICATE: 4, SHARD: -1},
+        {MODE: "ddp"},
+        {MODE: "ddp", REPLICATE: 4, SHARD: 1},
+        {MODE: "ddp", MIXED + ".enable": False, MIXED + ".reduce_dtype": "bfloat16"},
+        {MODE: "ddp", **{path: True for path in FSDP2_ONLY if path != f"{MIXED}.output_dtype"}},
+        OTHERS,
+        {f"{RECOMPUTE}.debug": True},
+        {f"{RECOMPUTE}.enable_reentrant": True},
+        {
+            f"{RECOMPUTE}.enable": False,
+            f"{RECOMPUTE}.debug": True,
+            f"{RECOMPUTE}.enable_reentrant": True,
+        },
+        {"train.global_batch_size": 8, REPLICATE: 2},
+    ],
+)
+def test_layouts_that_fit_four_ranks_are_good(given: dict[str, Any], fields: list[Field]):
+    assert not problems(fields, given, world_size=4)
+
+
+def test_ddp_shards_nothing(fields: list[Field]):
+    (problem,) = problems(fields, {MODE: "ddp", SHARD: 4}, world_size=4)
+    assert problem == (
+        f"{SHARD}: fsdp_mode: ddp gives each rank the whole model, so 4 ranks cannot share one. "
+        "To fix: leave dp_shard_size out, or set fsdp_mode: fsdp2."
+    )
+
+
+@pytest.mark.parametrize("path", FSDP2_ONLY)
+def test_what_only_sharded_parameters_have_is_refused_under_ddp(path: str, fields: list[Field]):
+    value = OTHERS[path]
+    shown = "false" if value is False else value
+    (problem,) = problems(fields, {MODE: "ddp", path: value})
+    assert problem == (
+        f"{path}: {shown} has no effect, because fsdp_mode: ddp neither shards nor gathers "
+        "parameters. To fix: leave it out, or set fsdp_mode: fsdp2."
+    )
+
+
+def test_reentrant_recomputation_has_nothing_to_debug(fields: list[Field]):
+    given = {f"{RECOMPUTE}.debug": True, f"{RECOMPUTE}.enable_reentrant": True}
+    (problem,) = problems(fields, given)
+    assert problem == (
+        f"{RECOMPUTE}.debug: enable_reentrant: true recomputes without comparing, so there is "
+        "nothing to record. To fix: set enable_reentrant: false, or leave debug out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks"),
+    [
+        (AcceleratorConfig(), 4),
+        (AcceleratorConfig(dp_replicate_size=2), 4),
+        (AcceleratorConfig(fsdp_config=FSDPConfig(fsdp_mode="ddp")), 4),
+        (AcceleratorConfig(fsdp_config=FSDPConfig(fsdp_mode="ddp"), dp_shard_size=1), 2),
+    ],
+)
+def test_what_the_rules_pass_the_meshes_take(
+    config: AcceleratorConfig, ranks: int, fields: list[Field]
+):
+    given = {
+        REPLICATE: config.dp_replicate_size,
+        SHARD: config.dp_shard_size,
+        MODE: config.fsdp_config.fsdp_mode,
+    }
+    assert not problems(fields, given, world_size=ranks)
+    sizes = ParallelSizes.of(config).resolve(ranks)
+    assert sizes.data_size == ranks
+    assert (sizes.dp_shard_size == 1) == (given[MODE] == "ddp")
