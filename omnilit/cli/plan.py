@@ -24,6 +24,8 @@ from omnilit.errors import ConfigError, KernelError, Problem
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.kernels.slots import SLOTS
+from omnilit.models.init_device import KEY as INIT_DEVICE
+from omnilit.models.init_device import check_init_device
 from omnilit.modules import OmniDataModule, OmniModule
 
 T = TypeVar("T")
@@ -167,6 +169,8 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
     wrong |= {problem.key for problem in problems}
     problems += [p for p in check_paths(view) if p.key not in wrong]
     wrong |= {problem.key for problem in problems}
+    if not wrong & (DEVICE_KEYS | {INIT_DEVICE}):
+        problems += check_init_device(view[INIT_DEVICE], trains_on=launch.device_type)
     kernels, more = _kernels(view, launch, wrong)
     problems += more
     load_path, more = _load_path(view, launch, wrong)

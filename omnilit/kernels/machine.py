@@ -61,7 +61,7 @@ class Machine:
             return cls("cpu", packages=packages, cpu_features=_read_cpu_features())
         if device_type == "npu" and "torch-npu" in packages:
             return cls("npu", packages=packages)
-        # The one place that asks for a GPU; everything else takes a Machine.
+        # Only this file asks for a GPU; everything else takes a Machine.
         if device_type == "cuda" and torch.cuda.is_available():  # noqa: TID251
             major, minor = torch.cuda.get_device_capability()
             return cls("cuda", sm=major * 10 + minor, packages=packages)
@@ -77,6 +77,21 @@ class Machine:
         if self.device == "cpu":
             return bool(self.cpu_features)
         return self.device == "npu" or (self.sm or 0) >= 80
+
+
+def why_absent(device_type: str) -> list[str]:
+    """What this machine or its packages lack for a kind of device; nothing where it is there.
+
+    Args:
+        device_type: `cpu`, `cuda` or `npu`.
+    """
+    if device_type == "cuda" and not torch.cuda.is_available():  # noqa: TID251
+        if torch.version.cuda is None:
+            return [f"torch {torch.__version__} is built without CUDA"]
+        return ["torch finds no CUDA device"]
+    if device_type == "npu" and not _installed(("torch-npu",)):
+        return ["the package torch-npu is not installed"]
+    return []
 
 
 def _installed(names: tuple[str, ...]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from omnilit.errors import ConfigError, suggest
 
@@ -113,6 +115,27 @@ def build_meta(
     Raises:
         ConfigError: transformers has no causal language model for this configuration.
     """
+    return build_on("meta", config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def build_on(
+    device: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Build the causal language model of `config` with memory of its own, but no values yet.
+
+    Args:
+        device: Where, as torch names it.
+        config: Not changed: the model gets a deep copy, so two models never share one.
+        dtype: Type of the parameters.
+        trust_remote_code: Whether Python code beside the configuration may run.
+
+    Raises:
+        ConfigError: transformers has no causal language model for this configuration.
+    """
     has_code = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_code:
         names = ", ".join(config.architectures or []) or type(config).__name__
@@ -121,10 +144,13 @@ def build_meta(
             problem=f"{names} ({config.model_type}) is not a causal language model",
             fix="choose a model whose architecture ends in ForCausalLM",
         )
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+    # values that would be overwritten are not drawn; on meta transformers draws none anyway
+    with torch.device(device), nullcontext() if device == "meta" else no_init_weights():
+        model = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
         )
+    model.tie_weights(recompute_mapping=False)  # what transformers does once it has drawn values
+    return model
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

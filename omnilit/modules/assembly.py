@@ -12,8 +12,9 @@ from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
-from omnilit.models.build import build_meta
 from omnilit.models.head import ForwardOutput
+from omnilit.models.init_device import build_initial
+from omnilit.models.recompute import enable_recomputation
 from omnilit.models.weights import load_buffers, load_weights
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_model
@@ -75,14 +76,16 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     """
     train = request.train
     precision = Precision.of(request.fsdp.mixed_precision, machine)
-    model = build_meta(
-        request.config, dtype=precision.master, trust_remote_code=request.trust_remote_code
+    model = build_initial(
+        request.config,
+        init_device=train.init_device,
+        trains_on=topology.device.type,
+        dtype=precision.master,
+        trust_remote_code=request.trust_remote_code,
     )
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     binding = bind_kernels(model, kernels)
-    if train.gradient_checkpointing.enable:
-        options = {"use_reentrant": train.gradient_checkpointing.enable_reentrant}
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    enable_recomputation(model, train.gradient_checkpointing)
     shard_model(
         model,
         units=decoder_blocks(model),
@@ -98,12 +101,14 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:
     """Give the shards memory and values; those that a checkpoint brings are left undefined."""
+    from_rank0 = request.train.broadcast_model_weights_from_rank0
     if request.is_resume:
         load_buffers(
             model,
             request.config,
             device=topology.device,
             trust_remote_code=request.trust_remote_code,
+            from_rank0=from_rank0,
         )
         return
     load_weights(
@@ -114,4 +119,5 @@ def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> 
         device=topology.device,
         strict=request.strict,
         trust_remote_code=request.trust_remote_code,
+        from_rank0=from_rank0,
     )

@@ -83,7 +83,7 @@ def test_kernels_that_were_not_given_fit_the_machine(tmp_path, base):
         ("data", {"chat_template": "chatm"}, "data.chat_template", "plain, tokenizer, chatml"),
         ("train", {"tp_size": 2}, "train.tp_size", "write it as train.accelerator.tp_size"),
         ("data", {"data_type": "dpo"}, "data.data_type", "not available yet"),
-        ("train", {"init_device": "cpu"}, "train.init_device", "default, meta"),
+        ("train", {"init_device": "npu"}, "train.init_device", "npu: this run trains on cpu, and"),
         ("train", {"checkpoint": {"manager": "zip"}}, "train.checkpoint.manager", "default, dcp"),
     ],
 )
