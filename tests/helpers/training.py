@@ -58,15 +58,26 @@ def write_conversations(file: Path, number: int, *, seed: int = 0) -> Path:
 
 
 def arguments(out: Path, **over: Any) -> TrainingArguments:
-    """fp32, no recomputation, a large eps so that equal gradients give equal weights."""
+    """fp32, no recomputation, a large eps so that equal gradients give equal weights.
+
+    Args:
+        out: The run's folder.
+        over: Fields of the `train` group; those of `checkpoint`, `optimizer`, `accelerator` and
+            `fsdp` (its `fsdp_config`) as dicts, `mixed` its mixed precision, and `recompute` on or
+            off, or a whole `gradient_checkpointing`.
+    """
     checkpoint = CheckpointConfig(
         output_dir=str(out), save_epochs=0, save_hf_weights=False, **over.pop("checkpoint", {})
     )
     mixed = over.pop("mixed", MixedPrecisionConfig(enable=False))
     optimizer = {"lr": 1e-2, "eps": 1e-4, "max_grad_norm": 1.0, **over.pop("optimizer", {})}
+    fsdp = FSDPConfig(mixed_precision=mixed, **over.pop("fsdp", {}))
+    recompute = over.pop("recompute", False)
+    if isinstance(recompute, bool):
+        recompute = GradientCheckpointingConfig(enable=recompute)
     return TrainingArguments(
-        accelerator=AcceleratorConfig(fsdp_config=FSDPConfig(mixed_precision=mixed)),
-        gradient_checkpointing=GradientCheckpointingConfig(enable=over.pop("recompute", False)),
+        accelerator=AcceleratorConfig(fsdp_config=fsdp, **over.pop("accelerator", {})),
+        gradient_checkpointing=recompute,
         checkpoint=checkpoint,
         optimizer=OptimizerConfig(**optimizer),
         **over,

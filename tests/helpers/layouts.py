@@ -1,0 +1,153 @@
+"""The same training on several layouts of ranks, and how far their numbers lie apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from omnilit.modules import OmniModule
+from tests.helpers import training
+
+DDP: dict[str, Any] = {"fsdp": {"fsdp_mode": "ddp"}}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many ranks share the model, and in which way.
+
+    Args:
+        name: For the table.
+        num_ranks: Processes.
+        over: What `training.arguments` takes for it.
+    """
+
+    name: str
+    num_ranks: int
+    over: dict[str, Any] = field(default_factory=dict)
+
+
+ALONE = Layout("one process", 1)
+FSDP = Layout("FSDP 2", 2)
+DDP_2 = Layout("DDP 2", 2, DDP)
+HSDP = Layout("HSDP 2x2", 4, {"accelerator": {"dp_replicate_size": 2}})
+OTHERS = (
+    Layout("DDP 4", 4, DDP),
+    Layout("FSDP 4", 4),
+    Layout("HSDP 4x1", 4, {"accelerator": {"dp_shard_size": 1}}),
+    Layout("DDP 2 kept apart", 2, {"accelerator": {"dp_replicate_size": 2, "dp_shard_size": 1}}),
+)
+
+
+class Watcher(training.StepLog):
+    """Also keeps the first step's gradients, and a digest of what this rank holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradients: dict[str, Tensor] = {}
+        self.held: list[str] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        assert isinstance(pl_module, OmniModule)
+        self.held.append(digest(pl_module.assembled.model))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        assert isinstance(pl_module, OmniModule)
+        if self.gradients:
+            return
+        for name, parameter in pl_module.assembled.model.named_parameters():
+            gradient = parameter.grad
+            assert gradient is not None, name
+            full = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+            self.gradients[name] = full.clone()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, OmniModule)
+        self.held.append(digest(pl_module.assembled.model))
+
+
+def digest(model: nn.Module) -> str:
+    """What this rank holds of the parameters, to the bit."""
+    found = hashlib.blake2b(digest_size=8)
+    for parameter in model.parameters():
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        found.update(local.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def run_layout(
+    folder: Path, out: str, model: str, over: dict[str, Any], resume: str | None = None
+) -> dict[str, Any]:
+    """Train on this rank of however many there are.
+
+    Args:
+        folder: From `training.write_model` and `write_conversations`.
+        out: Name of the run's folder.
+        model: Name of the model's folder.
+        over: Fields of `train`; see `training.arguments`.
+        resume: A checkpoint to go on from, below `folder`.
+    """
+    watcher = Watcher()
+    settings = {"global_batch_size": 8, **over}
+    _, module = training.train(
+        folder,
+        training.arguments(folder / out, **settings),
+        model={"config_path": str(folder / model)},
+        load_path=folder / resume if resume else None,
+        callbacks=(watcher,),
+    )
+    return {
+        "numbers": training.numbers(watcher),
+        "first": watcher.first_weights,
+        "gradients": watcher.gradients,
+        "held": watcher.held,
+        "last": training.weights_of(module),
+        "is_hf": type(module.assembled.model).__mro__[2].__module__.startswith("transformers."),
+    }
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The largest differences of a run from another one.
+
+    Args:
+        loss: Relative, over all steps.
+        grad_norm: Relative, over all steps.
+        gradient: Of an entry of the first step's gradients, relative to its tensor's largest.
+        bias: Mean of the losses' relative differences with their signs.
+    """
+
+    loss: float
+    grad_norm: float
+    gradient: float
+    bias: float
+
+
+def deviation(found: dict[str, Any], expected: dict[str, Any]) -> Deviation:
+    """How far one run lies from another; steps and tokens must be the same."""
+    mine, theirs = found["numbers"], expected["numbers"]
+    assert [(row[0], row[3]) for row in mine] == [(row[0], row[3]) for row in theirs]
+    losses = _relative([row[1] for row in mine], [row[1] for row in theirs])
+    norms = _relative([row[2] for row in mine], [row[2] for row in theirs])
+    gradients = [
+        float((found["gradients"][name] - full).abs().max() / full.abs().max())
+        for name, full in expected["gradients"].items()
+    ]
+    return Deviation(
+        max(map(abs, losses)), max(map(abs, norms)), max(gradients), sum(losses) / len(losses)
+    )
+
+
+def _relative(found: Sequence[float], expected: Sequence[float]) -> list[float]:
+    return [one / other - 1 for one, other in zip(found, expected, strict=True)]
