@@ -16,8 +16,8 @@ class MixedPrecisionConfig:
         param_dtype: Dtype of the gathered parameters and of the computation: bfloat16, float32,
             or auto for bfloat16 where this machine computes it fast and master_dtype elsewhere.
         reduce_dtype: Dtype in which gradients are summed over ranks: bfloat16 or float32.
-        output_dtype: Dtype that floating-point outputs of forward are cast to; null leaves them.
-        cast_forward_inputs: Cast floating-point inputs of forward to `param_dtype`.
+        output_dtype: Dtype that floating-point outputs of the model are cast to; null leaves them.
+        cast_forward_inputs: Cast floating-point inputs of each block to `param_dtype`.
         master_dtype: Dtype of the stored weights and of the optimizer's moments.
     """
 
@@ -39,7 +39,7 @@ class FSDPConfig:
             backward: less memory, more communication.
         reshard_after_backward: Free gathered parameters after the backward of each micro-batch;
             false keeps them until the last one of the step.
-        forward_prefetch: Gather the next block's parameters while one block computes.
+        forward_prefetch: Ask for the next block's parameters before one block computes.
         offload: Keep parameters, gradients and moments in host memory.
         max_load_broadcast_size: Largest tensor, in GB, that rank 0 sends whole while weights are
             loaded; larger ones go in chunks.

@@ -59,7 +59,7 @@ class GradientCheckpointingConfig:
     Args:
         enable: Recompute each decoder block.
         debug: Record operations, so that a block that recomputes differently says where.
-        enable_reentrant: Use torch's older, reentrant form.
+        enable_reentrant: Use torch's older, reentrant form; refused where it would lose gradients.
     """
 
     enable: bool = True
@@ -81,7 +81,8 @@ class TrainingArguments:
         pad_to_length: Fill every packed micro-batch to its full number of tokens.
         bsz_warmup_ratio: Share of the steps in which the micro-batch grows to its full size.
         bsz_warmup_init_mbtoken: Tokens of a micro-batch at the start of that growth.
-        init_device: Where the model is built before its weights are there.
+        init_device: Where the model is built before its weights are there: meta takes no memory;
+            elsewhere each rank first holds the whole model.
         broadcast_model_weights_from_rank0: Rank 0 alone reads the weights and sends them; false
             lets each rank read its own part.
         enable_full_determinism: Make two runs equal to the bit, at a cost in speed.

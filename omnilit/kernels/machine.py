@@ -61,7 +61,7 @@ class Machine:
             return cls("cpu", packages=packages, cpu_features=_read_cpu_features())
         if device_type == "npu" and "torch-npu" in packages:
             return cls("npu", packages=packages)
-        # Only this file asks for a GPU; everything else takes a Machine.
+        # Kernels and rules never ask for a GPU themselves: they take a Machine.
         if device_type == "cuda" and torch.cuda.is_available():  # noqa: TID251
             major, minor = torch.cuda.get_device_capability()
             return cls("cuda", sm=major * 10 + minor, packages=packages)

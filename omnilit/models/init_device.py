@@ -61,11 +61,11 @@ def build_initial(
     if init_device == "meta":
         return build_meta(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model = build_on(init_device, config, dtype=dtype, trust_remote_code=trust_remote_code)
-    size_gb = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+    size_mib = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
     log.info(
-        "init_device: %s: each rank first holds the whole model, %.2f GB; meta would only ever "
+        "init_device: %s: each rank first holds the whole model, %.1f MiB; meta would only ever "
         "take what the rank keeps",
         init_device,
-        size_gb,
+        size_mib,
     )
     return model

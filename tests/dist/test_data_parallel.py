@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,22 @@ def test_copies_are_exported_under_the_names_of_transformers(folder, tmp_path):
     weights, _ = run_ranks(export_under_ddp, 2, folder, tmp_path=tmp_path, timeout_s=150)
     exported = load_file(folder / "hf_ckpt" / "model.safetensors")
     assert training.is_bit_equal(exported, weights)
+
+
+def keep_without_need(folder: Path) -> list[str]:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("omnilit.strategies")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    over = {"fsdp": {"reshard_after_backward": False}, "max_steps": 1}
+    training.train(folder, training.arguments(folder / "one", global_batch_size=1, **over))
+    training.train(folder, training.arguments(folder / "two", global_batch_size=2, **over))
+    return said
+
+
+def test_a_step_of_one_micro_batch_has_nothing_to_keep_gathered_and_says_so(folder, tmp_path):
+    (said,) = run_ranks(keep_without_need, 1, folder, tmp_path=tmp_path, timeout_s=150)
+    (line,) = said
+    assert line.startswith("reshard_after_backward: false keeps parameters from one micro-batch")

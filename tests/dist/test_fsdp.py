@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from omnilit.parallel.fsdp import set_gradient_sync, shard_model
@@ -151,7 +151,8 @@ def gather_ahead(forward_prefetch):
         forward_prefetch=forward_prefetch,
     )
     seen = []
-    groups = [layer._get_fsdp_state()._fsdp_param_group for layer in model.layers]
+    units = [layer for layer in model.layers if isinstance(layer, FSDPModule)]
+    groups = [unit._get_fsdp_state()._fsdp_param_group for unit in units]
     for layer, following in zip(model.layers[:-1], groups[1:], strict=True):
         layer.register_forward_hook(
             lambda *_, group=following: seen.append(group._all_gather_result is not None)

@@ -43,7 +43,7 @@ OTHERS = (
     Layout("DDP 4", 4, DDP),
     Layout("FSDP 4", 4),
     Layout("HSDP 4x1", 4, {"accelerator": {"dp_shard_size": 1}}),
-    Layout("DDP 2 kept apart", 2, {"accelerator": {"dp_replicate_size": 2, "dp_shard_size": 1}}),
+    Layout("HSDP 2x1", 2, {"accelerator": {"dp_replicate_size": 2, "dp_shard_size": 1}}),
 )
 
 
