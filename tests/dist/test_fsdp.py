@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -152,7 +154,7 @@ def gather_ahead(forward_prefetch):
     )
     seen = []
     units = [layer for layer in model.layers if isinstance(layer, FSDPModule)]
-    groups = [unit._get_fsdp_state()._fsdp_param_group for unit in units]
+    groups: list[Any] = [unit._get_fsdp_state()._fsdp_param_group for unit in units]
     for layer, following in zip(model.layers[:-1], groups[1:], strict=True):
         layer.register_forward_hook(
             lambda *_, group=following: seen.append(group._all_gather_result is not None)

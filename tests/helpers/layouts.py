@@ -40,6 +40,8 @@ FSDP = Layout("FSDP 2", 2)
 DDP_2 = Layout("DDP 2", 2, DDP)
 HSDP = Layout("HSDP 2x2", 4, {"accelerator": {"dp_replicate_size": 2}})
 OTHERS = (
+    Layout("DDP 1", 1, DDP),
+    Layout("HSDP 1x1", 1, {"accelerator": {"dp_replicate_size": 1, "dp_shard_size": 1}}),
     Layout("DDP 4", 4, DDP),
     Layout("FSDP 4", 4),
     Layout("HSDP 4x1", 4, {"accelerator": {"dp_shard_size": 1}}),

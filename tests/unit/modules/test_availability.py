@@ -4,6 +4,7 @@ from omnilit.config import (
     AcceleratorConfig,
     CheckpointConfig,
     GradientCheckpointingConfig,
+    OffloadConfig,
     TrainingArguments,
 )
 from omnilit.errors import ConfigError
@@ -25,16 +26,13 @@ def refused(**train):
 
 
 def test_what_comes_later_is_refused_in_python_too():
-    nested = AcceleratorConfig(ulysses_size=4)
-    checkpointing = GradientCheckpointingConfig(debug=True)
-    found = refused(
-        enable_compile=True, gc_steps=3, accelerator=nested, gradient_checkpointing=checkpointing
-    )
+    nested = AcceleratorConfig(ulysses_size=4, offload_config=OffloadConfig(enable_activation=True))
+    found = refused(enable_compile=True, gc_steps=3, accelerator=nested)
     assert found == {
         "train.enable_compile",
         "train.gc_steps",
         "train.accelerator.ulysses_size",
-        "train.gradient_checkpointing.debug",
+        "train.accelerator.offload_config.enable_activation",
     }
     assert refused(checkpoint=CheckpointConfig(keep_last=2)) == {"train.checkpoint.keep_last"}
 
