@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from omnilit.checkpoint.stored import read_plain, write_plain
+from omnilit.checkpoint.stored import pack_plain, read_plain
 from omnilit.errors import CheckpointError
 from omnilit.logging import get_logger
 
@@ -80,16 +80,15 @@ def seed_random(*, seed: int, step: int, data_rank: int) -> None:
     torch.manual_seed(mixed)
 
 
-def entry_path(folder: Path, data_rank: int) -> Path:
-    """Where a data rank's entry lies in a checkpoint."""
-    return folder / f"data_rank_{data_rank:05d}.pt"
+def entry_name(data_rank: int) -> str:
+    """The file of a data rank's entry in a checkpoint."""
+    return f"data_rank_{data_rank:05d}.pt"
 
 
-def save_data_state(folder: Path, state: DataState, *, data_rank: int) -> Path:
-    """Write one entry and return its path."""
-    path = entry_path(folder, data_rank)
-    write_plain(path, {"loader": dict(state.loader), "random": state.random})
-    return path
+def pack_data_state(state: DataState, *, data_rank: int) -> bytes:
+    """The content of one entry's file."""
+    entry = {"loader": dict(state.loader), "random": state.random}
+    return pack_plain(entry_name(data_rank), entry)
 
 
 def load_data_state(
@@ -117,7 +116,7 @@ def load_data_state(
 
 
 def _read_entry(folder: Path, data_rank: int) -> dict[str, Any]:
-    path = entry_path(folder, data_rank)
+    path = folder / entry_name(data_rank)
     entry = read_plain(path)
     if not isinstance(entry, dict) or entry.keys() != {"loader", "random"}:
         raise CheckpointError(f"{path} is not the state of a data rank")

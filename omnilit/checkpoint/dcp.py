@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from omnilit.errors import CheckpointError
@@ -25,24 +28,54 @@ OPTIMIZER: Final = "optimizer"
 MAX_LISTED: Final = 8
 
 
+def named_state(
+    models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> dict[str, Tensor]:
+    """All parameters, saved buffers and moments under the names of a checkpoint.
+
+    Args:
+        models: By the name that loading will use.
+        optimizers: Over parameters of `models`; what they have no state for yet is left out.
+    """
+    return {**_model_state(models), **_optimizer_state(models, optimizers)}
+
+
+def copy_to_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values, each rank's own part of them, in memory that nobody else writes to."""
+    return {name: _copy(tensor) for name, tensor in state.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().to("cpu", copy=True)
+    # Not by from_local, which would move the copy to the device of the mesh
+    names, layout = tensor.__tensor_flatten__()
+    parts = {name: getattr(tensor, name) for name in names}  # the local tensor and the mesh
+    copies = {
+        name: part.detach().to("cpu", copy=True) if isinstance(part, Tensor) else part
+        for name, part in parts.items()
+    }
+    return DTensor.__tensor_unflatten__(copies, layout, tensor.shape, tensor.stride())
+
+
 def save_tensors(
-    folder: Path, *, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+    folder: Path, state: Mapping[str, Tensor], *, group: ProcessGroup | None = None
 ) -> None:
-    """Write all parameters, saved buffers and moments into `folder`; every rank calls.
+    """Write tensors into `folder`; every rank calls.
 
     Args:
         folder: Exists; gets `.metadata` and the shards `__<rank>_<n>.distcp`, synced to disk.
-        models: By the name that loading will use.
-        optimizers: Over parameters of `models`; what they have no state for yet is left out.
+        state: From `named_state`.
+        group: All ranks, for a thread beside the one that trains; default: the default group.
 
     Raises:
         CheckpointError: Any rank failed to write; on every rank.
     """
-    state = {**_model_state(models), **_optimizer_state(models, optimizers)}
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
+    is_alone = not is_distributed()
     try:
         with _one_process_is_fine():
-            save(state, storage_writer=writer, no_dist=not is_distributed())
+            save(dict(state), storage_writer=writer, process_group=group, no_dist=is_alone)
     except CheckpointException as error:
         raise CheckpointError(f"the checkpoint cannot be written: {_reasons(error)}") from error
 
@@ -61,31 +94,61 @@ def load_tensors(
     Raises:
         CheckpointError: Names or shapes differ from those in `folder`, or it cannot be read.
     """
-    reader = FileSystemReader(folder)
-    try:
-        entries = reader.read_metadata().state_dict_metadata
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
-    stored = {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+    stored = _read_entries(folder)
     state = _model_state(models)
-    _check_model_names(state, stored)
+    _check_model_names(state, {name for name in stored if name.startswith(f"{MODEL}.")})
     moments = _make_moments(models, optimizers, stored)
     state.update((name, tensor) for name, (_, _, _, tensor) in moments.items())
-    _check_shapes(state, stored)
-    try:
-        with _one_process_is_fine():
-            load(dict(state), storage_reader=reader, no_dist=not is_distributed())
-    except CheckpointException as error:
-        raise CheckpointError(f"{folder} cannot be read: {_reasons(error)}") from error
+    _read_tensors(folder, state, stored)
     for optimizer in optimizers.values():
         optimizer.state.clear()
     for optimizer, parameter, key, tensor in moments.values():
         optimizer.state[parameter][key] = tensor
 
 
+def load_model(folder: Path, model: nn.Module, *, name: str) -> None:
+    """Read one model of those that `save_tensors` wrote, in place; values are cast as they come.
+
+    Args:
+        folder: Written at any number of ranks.
+        model: Not on the meta device; its parameters may be of another type than the saved ones.
+        name: Under which it was saved.
+
+    Raises:
+        CheckpointError: Names or shapes differ from those in `folder`, or it cannot be read.
+    """
+    stored, state = _read_entries(folder), _model_state({name: model})
+    start = f"{MODEL}.{name}."
+    _check_model_names(state, {entry for entry in stored if entry.startswith(start)})
+    _read_tensors(folder, state, stored)
+
+
+def _read_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
+    try:
+        entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    return {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+
+
+def _read_tensors(
+    folder: Path, state: Mapping[str, Tensor], stored: Mapping[str, TensorStorageMetadata]
+) -> None:
+    _check_shapes(state, stored)
+    reader = FileSystemReader(folder)
+    try:
+        with _one_process_is_fine():
+            load(dict(state), storage_reader=reader, no_dist=not is_distributed())
+    except CheckpointException as error:
+        raise CheckpointError(f"{folder} cannot be read: {_reasons(error)}") from error
+
+
 @contextmanager
 def _one_process_is_fine() -> Iterator[None]:
     """Without a process group torch warns that it takes this for a single process: it is one."""
+    if is_distributed():  # nothing to hide, and filters belong to all threads
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
@@ -162,10 +225,7 @@ def _like(metadata: TensorStorageMetadata, parameter: nn.Parameter, optimizer: O
     return torch.zeros(metadata.size, dtype=dtype, device=parameter.device if is_fused else "cpu")
 
 
-def _check_model_names(
-    state: Mapping[str, Tensor], stored: Mapping[str, TensorStorageMetadata]
-) -> None:
-    saved = {name for name in stored if name.startswith(f"{MODEL}.")}
+def _check_model_names(state: Mapping[str, Tensor], saved: AbstractSet[str]) -> None:
     missing, left_over = sorted(state.keys() - saved), sorted(saved - state.keys())
     if missing or left_over:
         parts = [f"it lacks {_listed(missing)}"] if missing else []

@@ -29,6 +29,7 @@ STAGING: Final = ".staging-"
 REPLACED: Final = ".replaced-"
 LOAD_KEY: Final = "train.checkpoint.load_path"
 OUTPUT_KEY: Final = "train.checkpoint.output_dir"
+KEEP_KEY: Final = "train.checkpoint.keep_last"
 logger = get_logger(__name__)
 
 
@@ -54,24 +55,35 @@ def staging_of(final: Path) -> Path:
 
 
 def stage(final: Path) -> Path:
-    """Make the empty folder in which `final` is written; leftovers of a killed run go first."""
+    """Make the empty folder in which `final` is written; leftovers of a killed run go first.
+
+    Among a run's checkpoints those are all staged and replaced folders, since one run at a time
+    writes there; elsewhere, such as in a folder of the user's, only those of `final` itself.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
+    is_ours = final.parent.name == CHECKPOINTS
     for leftover in final.parent.iterdir():
-        if leftover.name.startswith((STAGING, REPLACED)):
-            _remove_leftover(leftover)
+        name = leftover.name.removeprefix(STAGING).removeprefix(REPLACED)
+        if name != leftover.name and (is_ours or name == final.name):
+            _remove(leftover)
     staging = staging_of(final)
     staging.mkdir()
     return staging
 
 
-def _remove_leftover(leftover: Path) -> None:
-    export = leftover / HF_FOLDER
-    if export.is_dir():  # killed while the export moved along: give it back
-        home = leftover.with_name(leftover.name.removeprefix(STAGING).removeprefix(REPLACED))
+def _remove(moved: Path) -> None:
+    """Remove a staged or replaced folder; an export in it goes home, under the folder's own name.
+
+    What cannot be removed, such as a file that is open on a network disk, is left to the next
+    time.
+    """
+    export = moved / HF_FOLDER
+    if export.is_dir():
+        home = moved.with_name(moved.name.removeprefix(STAGING).removeprefix(REPLACED))
         home.mkdir(exist_ok=True)
         if not (home / HF_FOLDER).exists():
             export.rename(home / HF_FOLDER)
-    shutil.rmtree(leftover)
+    shutil.rmtree(moved, ignore_errors=True)
 
 
 def publish(staging: Path, final: Path, seals: Mapping[str, Seal]) -> None:
@@ -93,6 +105,32 @@ def publish(staging: Path, final: Path, seals: Mapping[str, Seal]) -> None:
     staging.rename(final)
     sync_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def prune(newest: Path, *, keep: int) -> None:
+    """Remove all but the newest checkpoints of a run; their exports stay.
+
+    Whatever happens, a checkpoint is there whole or gone: it loses its name first. One that
+    cannot be removed is reported, and tried again after the next save.
+
+    Args:
+        newest: Has just been published, so the run can go on from it; it stays.
+        keep: How many stay, `newest` included.
+    """
+    steps = _steps(newest.parent.parent, newest_first=True)
+    others = [p for p in steps if p != newest and _is_published(p)]
+    for folder in others[keep - 1 :]:
+        replaced = folder.with_name(f"{REPLACED}{folder.name}")
+        try:
+            folder.rename(replaced)
+            _remove(replaced)
+        except OSError as error:
+            logger.warning("%s: %s cannot be removed: %s", KEEP_KEY, folder, error.strerror)
+    sync_folder(newest.parent)
+
+
+def _is_published(folder: Path) -> bool:
+    return not folder.name.startswith(STAGING) and (folder / COMPLETE).is_file()
 
 
 @dataclass(frozen=True, slots=True)

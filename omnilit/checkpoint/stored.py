@@ -12,8 +12,12 @@ import torch
 from omnilit.errors import CheckpointError
 
 
-def write_plain(path: Path, value: object) -> None:
-    """Write numbers, text, lists, dicts and tensors to `path`.
+def pack_plain(name: str, value: object) -> bytes:
+    """Numbers, text, lists, dicts and tensors as the content of a file.
+
+    Args:
+        name: The file's, for the message.
+        value: As it is now: what changes later is not in the bytes.
 
     Raises:
         CheckpointError: `value` holds something that `read_plain` would refuse to load.
@@ -25,13 +29,13 @@ def write_plain(path: Path, value: object) -> None:
         torch.load(buffer, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} would hold more than plain values and tensors: {_reason(error)}"
+            f"{name} would hold more than plain values and tensors: {_reason(error)}"
         ) from error
-    path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_plain(path: Path) -> Any:
-    """Read what `write_plain` wrote, onto the CPU.
+    """Read a file of what `pack_plain` gave, onto the CPU.
 
     Raises:
         CheckpointError: The file is not there, torn, or holds anything else.

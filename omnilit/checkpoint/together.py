@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import torch.distributed as dist
 import yaml
+from torch.distributed import ProcessGroup
 
 from omnilit.errors import CheckpointError, OmniError
 from omnilit.parallel.collectives import is_distributed, raise_together
@@ -32,13 +33,20 @@ FAILURES: Final = (
 )
 
 
-def run_together(action: Callable[[], T], *, name: str, on_first: bool = False) -> T | None:
+def run_together(
+    action: Callable[[], T],
+    *,
+    name: str,
+    on_first: bool = False,
+    group: ProcessGroup | None = None,
+) -> T | None:
     """Do something on every rank, or on the first only, and fail on all where one fails.
 
     Args:
         action: Reads or writes files; holds no collective that another rank may miss by failing.
         name: What is being done, for the message of an error of the file system.
         on_first: Only rank 0 acts; the others wait for its outcome.
+        group: All ranks, for a thread beside the one that trains; default: the default group.
 
     Returns:
         What `action` returned, None on a rank that did not act.
@@ -59,5 +67,5 @@ def run_together(action: Callable[[], T], *, name: str, on_first: bool = False) 
             error.__cause__ = caught
         except FAILURES as caught:
             error = caught
-    raise_together(error)
+    raise_together(error, group)
     return result

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from omnilit.checkpoint.background import BackgroundWriter, SaveOptions
 from omnilit.checkpoint.data_state import (
     DataState,
     LoadedDataState,
@@ -25,7 +26,7 @@ from omnilit.checkpoint.data_state import (
     restore_random,
     seed_random,
 )
-from omnilit.checkpoint.save import DataRank, load_checkpoint, save_checkpoint
+from omnilit.checkpoint.save import DataRank, load_checkpoint, take_snapshot, write_snapshot
 from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
@@ -54,6 +55,7 @@ class OmniStrategy(ModelParallelStrategy):
         self.config = config
         self.sizes = ParallelSizes.of(config)
         self._topology: Topology | None = None
+        self._writer = BackgroundWriter(timeout_s=config.timeout_s)
 
     @property
     def topology(self) -> Topology:
@@ -132,18 +134,43 @@ class OmniStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
+        options = SaveOptions() if storage_options is None else storage_options
+        if not isinstance(options, SaveOptions):
+            raise TypeError(f"storage_options are SaveOptions, not {type(options).__name__}")
+        self.finish_save()
         trainer, topology = self._trainer, self.topology
+        final = Path(filepath)
         meta = {key: checkpoint[key] for key in META_KEYS if key in checkpoint}
         meta["position"] = read_place(checkpoint["loops"], step=trainer.global_step)
-        save_checkpoint(
-            Path(filepath),
+        snapshot = take_snapshot(
             models=self._models(),
             optimizers=self._named_optimizers(),
             meta=meta,
             data=DataState(self._data_position(checkpoint), capture_random(topology.device)),
             data_rank=self._data_rank(),
-            files=self._config_files(Path(filepath)),
+            files=self._config_files(final),
         )
+        if options.is_background:
+            self._writer.start(final, snapshot.copied(), keep_last=options.keep_last)
+        else:
+            write_snapshot(final, snapshot, keep_last=options.keep_last)
+
+    def check_save(self) -> None:
+        """Raise on all ranks where the checkpoint being written in the background has failed."""
+        self._writer.check(self.topology.device)
+
+    def finish_save(self) -> None:
+        """Wait for the checkpoint being written in the background; raise where it failed."""
+        self._writer.finish()
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        self._writer.close()  # a whole checkpoint is worth the wait
+
+    @override
+    def teardown(self) -> None:
+        self._writer.close()
+        super().teardown()
 
     @override
     def load_checkpoint(

@@ -14,7 +14,12 @@ from torch.distributed.tensor import DTensor
 
 from omnilit.checkpoint.data_state import DataState
 from omnilit.checkpoint.layout import find_latest, step_folder
-from omnilit.checkpoint.save import DataRank, load_checkpoint, save_checkpoint
+from omnilit.checkpoint.save import (
+    DataRank,
+    load_checkpoint,
+    take_snapshot,
+    write_snapshot,
+)
 from omnilit.cli.run_folder import RunFiles, RunFolder
 from omnilit.errors import CheckpointError, OmniError
 from omnilit.testing import run_ranks
@@ -57,8 +62,7 @@ def here():
 def save(folder, mesh_shape):
     model, optimizer = make(mesh_shape, seed=1)
     train(model, optimizer, 3)
-    save_checkpoint(
-        step_folder(Path(folder), 3),
+    snapshot = take_snapshot(
         models={"model": model},
         optimizers={"main": optimizer},
         meta={"step": 3},
@@ -66,6 +70,7 @@ def save(folder, mesh_shape):
         data_rank=here(),
         files={"config.yaml": "a: 1\n"},
     )
+    write_snapshot(step_folder(Path(folder), 3), snapshot)
     return everything(model, optimizer)
 
 
@@ -126,12 +131,11 @@ def test_a_rank_that_cannot_write_fails_all_and_leaves_nothing(failing, tmp_path
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
 
 
-def save_what_one_rank_cannot_pickle(folder, odd_rank):
+def save_what_one_rank_cannot_pickle(odd_rank):
     model, optimizer = make((2,), seed=1)
     odd = {"odd": lambda: 0} if dist.get_rank() == odd_rank else {}
     with pytest.raises((AttributeError, pickle.PicklingError, OmniError)) as caught:
-        save_checkpoint(
-            step_folder(Path(folder), 3),
+        take_snapshot(
             models={"model": model},
             optimizers={"main": optimizer},
             meta={},
@@ -144,14 +148,12 @@ def save_what_one_rank_cannot_pickle(folder, odd_rank):
 
 @pytest.mark.parametrize("odd_rank", [0, 1])
 def test_an_error_that_is_not_ours_ends_the_save_on_all_ranks(odd_rank, tmp_path):
-    out = tmp_path / "out"
     said = run_ranks(
-        save_what_one_rank_cannot_pickle, 2, str(out), odd_rank, tmp_path=tmp_path, timeout_s=20
+        save_what_one_rank_cannot_pickle, 2, odd_rank, tmp_path=tmp_path, timeout_s=20
     )
     (own, reason), (other, told) = said[odd_rank], said[1 - odd_rank]
     assert (own != "OmniError", other) == (True, "OmniError")
     assert told == f"rank {odd_rank} failed: {own}: {reason}"
-    assert list((out / "checkpoints").iterdir()) == []
 
 
 def prepare_with_a_broken_tokenizer(folder):

@@ -8,15 +8,20 @@ import torch
 from omnilit.checkpoint.data_state import (
     DataState,
     capture_random,
+    entry_name,
     load_data_state,
+    pack_data_state,
     restore_random,
-    save_data_state,
     seed_random,
 )
-from omnilit.checkpoint.stored import read_plain, write_plain
+from omnilit.checkpoint.stored import pack_plain, read_plain
 from omnilit.errors import CheckpointError
 
 CPU = torch.device("cpu")
+
+
+def save(folder, state, *, data_rank):
+    (folder / entry_name(data_rank)).write_bytes(pack_data_state(state, data_rank=data_rank))
 
 
 def draw():
@@ -32,7 +37,7 @@ def draw():
 def test_random_states_go_on_where_they_were_after_a_round_trip(tmp_path):
     draw()  # leaves half a pair of normals in two of the generators
     state = DataState(loader={"window": 7}, random=capture_random(CPU))
-    save_data_state(tmp_path, state, data_rank=3)
+    save(tmp_path, state, data_rank=3)
     expected = draw()
     loaded = load_data_state(tmp_path, data_rank=3, data_size=4, saved_data_size=4)
     assert loaded.random is not None
@@ -47,7 +52,7 @@ def test_another_number_of_ranks_keeps_the_position_and_starts_random_states_ane
     monkeypatch.setattr(logging.getLogger("omnilit"), "propagate", True)
     caplog.set_level(logging.INFO, "omnilit")
     state = DataState(loader={"window": 7}, random=capture_random(CPU))
-    save_data_state(tmp_path, state, data_rank=0)
+    save(tmp_path, state, data_rank=0)
     loaded = load_data_state(tmp_path, data_rank=3, data_size=4, saved_data_size=1)
     assert (loaded.loaders, loaded.random) == (({"window": 7},), None)
     assert "saved by 1 data ranks, now 4: random states start anew" in caplog.text
@@ -56,7 +61,7 @@ def test_another_number_of_ranks_keeps_the_position_and_starts_random_states_ane
 def test_a_loader_whose_ranks_each_know_a_part_gets_the_entries_of_all(tmp_path):
     for rank in range(3):
         state = DataState(loader={"per_rank": True, "mine": rank}, random={"of": rank})
-        save_data_state(tmp_path, state, data_rank=rank)
+        save(tmp_path, state, data_rank=rank)
     loaded = load_data_state(tmp_path, data_rank=1, data_size=3, saved_data_size=3)
     assert [loader["mine"] for loader in loaded.loaders] == [0, 1, 2]
     assert loaded.random == {"of": 1}
@@ -81,7 +86,7 @@ def test_a_missing_entry_is_named(tmp_path):
 
 
 def test_a_file_that_is_no_entry_is_named(tmp_path):
-    write_plain(tmp_path / "data_rank_00000.pt", {"odd": 1})
+    (tmp_path / "data_rank_00000.pt").write_bytes(pack_plain("odd.pt", {"odd": 1}))
     with pytest.raises(CheckpointError, match=r"data_rank_00000\.pt is not the state of"):
         load_data_state(tmp_path, data_rank=0, data_size=1, saved_data_size=1)
 
@@ -92,7 +97,7 @@ class Stranger:
 
 def test_what_could_not_be_loaded_safely_is_refused_when_written(tmp_path):
     with pytest.raises(CheckpointError, match=r"meta\.pt would hold more than plain.*Stranger"):
-        write_plain(tmp_path / "meta.pt", {"a": Stranger()})
+        pack_plain("meta.pt", {"a": Stranger()})
     assert not (tmp_path / "meta.pt").exists()
 
 

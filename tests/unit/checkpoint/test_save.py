@@ -10,8 +10,9 @@ from omnilit.checkpoint.save import (
     DataRank,
     load_checkpoint,
     read_meta,
-    save_checkpoint,
     saved_step,
+    take_snapshot,
+    write_snapshot,
 )
 from omnilit.errors import CheckpointError
 
@@ -58,7 +59,7 @@ def save(tmp_path, model, optimizer, **changes):
         "data_rank": ONE,
         "files": {"config.yaml": "train: {}\n"},
     }
-    save_checkpoint(final, **{**options, **changes})
+    write_snapshot(final, take_snapshot(**{**options, **changes}))
     return final
 
 
@@ -151,7 +152,7 @@ def test_a_folder_without_tensors_is_refused(tmp_path):
 def test_a_save_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="would hold more than plain values"):
         save(tmp_path, *make(1), meta={"step": nn.Linear(1, 1)})
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path):
 def test_a_value_that_cannot_be_pickled_leaves_nothing_either(tmp_path, odd):
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError), match="pickle"):
         save(tmp_path, *make(1), meta={"callbacks": odd})
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_a_checkpoint_error(tmp_path):
