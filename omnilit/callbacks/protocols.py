@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from omnilit.types import StepResult
 
 Table = tuple[Sequence[str], Iterable[Sequence[object]]]  # header, rows
@@ -35,8 +37,25 @@ class TrainedModule(Protocol):
         """What was bound where."""
         ...
 
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """The type that exported weights are written in."""
+        ...
+
     def export_weights(self, destination: Path) -> None:
         """Write a Hugging Face folder; every rank calls."""
+        ...
+
+
+class SavingStrategy(Protocol):
+    """The side of the strategy that writes checkpoints in the background."""
+
+    def check_save(self) -> None:
+        """Raise on all ranks where the one being written has failed; every rank calls."""
+        ...
+
+    def finish_save(self) -> None:
+        """Wait for the one being written; raise where it failed; every rank calls."""
         ...
 
 

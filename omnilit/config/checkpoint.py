@@ -12,17 +12,18 @@ class CheckpointConfig:
     Args:
         output_dir: Folder of the run: configuration, metrics, checkpoints.
         manager: Format of the checkpoints; `dcp` is torch's distributed checkpoint.
-        save_async: Write checkpoints in the background.
+        save_async: Write checkpoints in the background, from a copy in memory, one at a time.
         load_path: Checkpoint to resume from; `auto` takes the newest complete one in
             `output_dir`, null starts anew.
         save_steps: Steps between two checkpoints; 0 saves at no step.
         save_epochs: Epochs between two checkpoints; 0 saves at the end of no epoch.
         hf_save_steps: Steps between two exports in the Hugging Face layout; 0 for none.
         hf_save_epochs: Epochs between two exports in the Hugging Face layout; 0 for none.
-        save_hf_weights: Export the last weights in the Hugging Face layout.
-        keep_last: Checkpoints that are kept, the newest ones; null keeps all.
-        export_dtype: Dtype of exported weights; `auto` is that of the loaded model's own
-            configuration, else `mixed_precision.master_dtype`.
+        save_hf_weights: Export the last weights in the Hugging Face layout; false turns all
+            exports off.
+        keep_last: Checkpoints that are kept, the newest ones; null keeps all. Exports stay.
+        export_dtype: Dtype of exported weights: `float32`, `bfloat16`, `float16`; `auto` is that
+            of the loaded model's own configuration, else `mixed_precision.master_dtype`.
         overwrite: Let a new run start in an `output_dir` that holds another run's checkpoints.
     """
 

@@ -83,6 +83,9 @@ RANGES: Final[Mapping[str, Range]] = {
     "train.accelerator.timeout_s": POSITIVE,
     "train.checkpoint.save_steps": NOT_NEGATIVE,
     "train.checkpoint.save_epochs": NOT_NEGATIVE,
+    "train.checkpoint.hf_save_steps": NOT_NEGATIVE,
+    "train.checkpoint.hf_save_epochs": NOT_NEGATIVE,
+    "train.checkpoint.keep_last": COUNT,
     "infer.seed": SEED,
     "infer.temperature": NOT_NEGATIVE,
     "infer.top_p": Range(0, 1, open_low=True),
@@ -90,11 +93,14 @@ RANGES: Final[Mapping[str, Range]] = {
 }
 
 DTYPES: Final = ("bfloat16", "float32")
+EXPORT_DTYPES: Final = ("auto", *DTYPES, "float16")
 MIXED: Final = "train.accelerator.fsdp_config.mixed_precision"
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "data.dataloader.type": ("native",),
     "data.multisource_datasets_type": ("interleave", "veomni_weighted_multisource"),
     "train.optimizer.lr_decay_style": ("constant", "linear", "cosine"),
+    "train.checkpoint.manager": ("dcp",),
+    "train.checkpoint.export_dtype": EXPORT_DTYPES,
     f"{MIXED}.param_dtype": ("auto", *DTYPES),
     f"{MIXED}.reduce_dtype": DTYPES,
     f"{MIXED}.output_dtype": DTYPES,
@@ -121,6 +127,6 @@ def check_name(view: View, path: str) -> list[Problem]:
     if name is None or name in NAMES[path]:  # null is left to the field's type
         return []
     problem = f"{name!r} is not known"
-    if name in {"float16", "fp16", "half"}:
+    if path.startswith(MIXED) and name in {"float16", "fp16", "half"}:
         problem = f"{name!r} needs a loss scaler, and there is none"
     return [Problem(path, problem, f"use one of {', '.join(NAMES[path])}")]

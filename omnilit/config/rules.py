@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from omnilit.config import data_rules, parallel_rules
+from omnilit.config import checkpoint_rules, data_rules, parallel_rules
 from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
 from omnilit.config.view import View
 from omnilit.errors import Problem
@@ -77,6 +77,7 @@ def all_rules() -> list[Rule]:
         Rule((STYLE, f"{OPTIMIZER}.lr", f"{OPTIMIZER}.lr_min"), _floor_is_below_peak),
         Rule((START, f"{OPTIMIZER}.lr_warmup_ratio"), _start_has_a_warm_up),
         Rule(("train.checkpoint.load_path", "train.checkpoint.overwrite"), _resume_overwrites_not),
+        *_checkpoint_rules(),
         *_parallel_rules(),
         Rule((MICRO, BATCH, *sizes), _step_is_whole_batches),
     ]
@@ -94,6 +95,20 @@ def _parallel_rules() -> list[Rule]:
             for field in parallel_rules.FSDP2_ONLY
         ),
         Rule(options, parallel_rules.debugging_is_not_reentrant),
+    ]
+
+
+def _checkpoint_rules() -> list[Rule]:
+    saves, exports = checkpoint_rules.saves_are_on, checkpoint_rules.exports_are_on
+    return [
+        *(
+            Rule((*checkpoint_rules.SAVES, path), partial(saves, path=path))
+            for path in checkpoint_rules.NEEDS_SAVES
+        ),
+        *(
+            Rule((checkpoint_rules.EXPORTS, path), partial(exports, path=path))
+            for path in checkpoint_rules.NEEDS_EXPORTS
+        ),
     ]
 
 

@@ -352,6 +352,7 @@ class OmniModule(LightningModule):
             "kernels": self.assembled.kernels.names(),
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "export_dtype": str(self.export_dtype).removeprefix("torch."),
         }
 
     @override
@@ -363,6 +364,16 @@ class OmniModule(LightningModule):
         for field, backend in now.items():
             if before.get(field, backend) != backend:
                 log.warning("%s: saved with %s, resumed with %s", field, before[field], backend)
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """The type that exported weights are written in."""
+        return choose_export_dtype(
+            self.train_arguments.checkpoint.export_dtype,
+            config=self.model_config,
+            is_loaded=self.model_path is not None,
+            master=self.assembled.precision.master,
+        )
 
     def export_weights(self, destination: Path) -> None:
         """Write the model as a Hugging Face folder; every rank calls.
@@ -382,12 +393,7 @@ class OmniModule(LightningModule):
                     tensors,
                     self.tokenizer,
                     destination,
-                    dtype=choose_export_dtype(
-                        self.train_arguments.checkpoint.export_dtype,
-                        config=self.model_config,
-                        is_loaded=self.model_path is not None,
-                        master=self.assembled.precision.master,
-                    ),
+                    dtype=self.export_dtype,
                     generation_config=load_generation_config(self.model_path),
                     trust_remote_code=self.trust_remote_code,
                 )

@@ -39,6 +39,7 @@ class TinyModule(LightningModule):
         self.grad_norm = 0.5
         self.events: list[str] = []
         self.draws: list[tuple[float, float, float]] = []
+        self.export_dtype = torch.float32
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         return (self.net.weight * batch).sum()

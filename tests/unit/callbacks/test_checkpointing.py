@@ -148,6 +148,58 @@ def test_the_last_weights_are_exported_without_a_save(
     assert module.events == ["eval 4", "eval 8", export]
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"hf_save_steps": 3}, [3, 6, 8]),  # and the end of the run
+        ({"hf_save_steps": 4}, [4, 8]),  # the last one once
+        ({"hf_save_epochs": 1}, [4, 8]),
+        ({"hf_save_epochs": 2, "hf_save_steps": 3}, [3, 6, 8]),
+        ({"hf_save_steps": 3, "save_hf_weights": False}, []),
+    ],
+)
+def test_due_steps_are_exported_once_and_need_no_save(
+    make_module, make_trainer, saver_for, tmp_path, settings, expected
+):
+    module = make_module()  # 4 steps an epoch
+    saver = saver_for(**({"save_hf_weights": True} | settings))
+    make_trainer(saver, max_epochs=2, limit_val_batches=0).fit(module)
+    folder = tmp_path / "checkpoints"
+    exports = [f"export {folder}/global_step_{step}/hf_ckpt" for step in expected]
+    assert module.events == exports
+    assert saved_steps(tmp_path) == []
+
+
+def test_a_step_is_evaluated_then_saved_then_exported(
+    make_module, make_trainer, saver_for, tmp_path
+):
+    module = make_module()
+    saver = saver_for(save_steps=2, hf_save_steps=2, save_hf_weights=True)
+    schedule = EvaluationSchedule(eval_steps=2, eval_epochs=0)
+    make_trainer(saver, schedule, Notes()).fit(module)
+    export = f"export {tmp_path}/checkpoints/global_step_{{}}/hf_ckpt"
+    first, second = ["eval 2", "save 2", export.format(2)], ["eval 4", "save 4", export.format(4)]
+    assert module.events == first + second
+
+
+def test_what_was_loaded_is_not_exported_again(make_module, make_trainer, saver_for, tmp_path):
+    settings = {"save_steps": 2, "hf_save_steps": 2, "save_hf_weights": True}
+    make_trainer(saver_for(**settings), max_steps=2).fit(make_module())
+    module = make_module()
+    make_trainer(saver_for(**settings), limit_val_batches=0).fit(
+        module, ckpt_path=tmp_path / "checkpoints/global_step_2", weights_only=False
+    )
+    assert module.events == [f"export {tmp_path}/checkpoints/global_step_4/hf_ckpt"]
+
+
+def test_a_second_fit_exports_its_own_weights(make_module, make_trainer, saver_for):
+    saver = saver_for(save_hf_weights=True)
+    for _ in range(2):
+        module = make_module()
+        make_trainer(saver, limit_val_batches=0).fit(module)
+        assert len(module.events) == 1
+
+
 def test_a_trial_run_leaves_nothing(make_module, make_trainer, saver_for, tmp_path):
     module = make_module()
     saver = saver_for(save_steps=1, save_hf_weights=True)
@@ -217,6 +269,7 @@ def test_a_complete_run_that_lost_its_export_writes_it_when_it_is_resumed(tmp_pa
         ({"save_steps": 2}, 4400 + 8000),
         ({"save_epochs": 1, "save_hf_weights": True}, 4400 + 8000),
         ({"save_hf_weights": True}, 4400),
+        ({"save_hf_weights": True, "hf_save_steps": 1, "half": True}, 2200),
     ],
 )
 def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step(
@@ -226,6 +279,9 @@ def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step
     module.net.weight = torch.nn.Parameter(torch.zeros(1000))
     module.net.frozen = torch.nn.Parameter(torch.zeros(100), requires_grad=False)
     module.net.tied = module.net.weight
+    if settings.get("half"):  # an export is as large as its own type makes it
+        module.export_dtype = torch.bfloat16
+    settings = {name: value for name, value in settings.items() if name != "half"}
     free = [num_bytes - 1]
     monkeypatch.setattr(layout.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
     with pytest.raises(ConfigError, match=r"GiB free, one checkpoint takes .* make room"):

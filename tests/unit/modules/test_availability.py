@@ -2,7 +2,6 @@ import pytest
 
 from omnilit.config import (
     AcceleratorConfig,
-    CheckpointConfig,
     GradientCheckpointingConfig,
     OffloadConfig,
     TrainingArguments,
@@ -34,7 +33,6 @@ def test_what_comes_later_is_refused_in_python_too():
         "train.accelerator.ulysses_size",
         "train.accelerator.offload_config.enable_activation",
     }
-    assert refused(checkpoint=CheckpointConfig(keep_last=2)) == {"train.checkpoint.keep_last"}
 
 
 def test_the_models_own_later_arguments_are_refused_in_python_too():
