@@ -26,6 +26,7 @@ TARGETS: Final = {
     "env": "omnilit.tools.env",
     "schema": "omnilit.tools.schema",
     "data": "omnilit.tools.data",
+    "export": "omnilit.tools.export",
 }
 VERBS: Final = (
     ("fit", "train a model: omnilit fit FILE.yaml [--train.max_steps 10 ...]"),
@@ -34,11 +35,11 @@ VERBS: Final = (
     ("env", "versions, devices, and what each kernel lacks on this machine"),
     ("schema", "print a JSON Schema of the YAML, for editors"),
     ("data", "look into a data set: numbers, bad records, samples with --show N"),
-    ("export", "not available yet: make a Hugging Face folder of a checkpoint"),
+    ("export", "make a Hugging Face folder of a checkpoint: omnilit export CHECKPOINT OUT"),
     ("report", "not available yet: summarize a run"),
 )
 PARENT_TIMEOUT_S: Final = 30.0
-NOT_YET: Final = ("export", "report")
+NOT_YET: Final = ("report",)
 # Lightning's names, which its users will try
 RENAMED: Final = {"test": "evaluation is 'validate'", "predict": "generation is 'infer'"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from omnilit.checkpoint.layout import publish, stage
+from omnilit.checkpoint.layout import publish, stage, staging_of
 from omnilit.checkpoint.manifest import files_below, seal_files
-from omnilit.errors import CheckpointError
+from omnilit.config.ranges import EXPORT_DTYPES
+from omnilit.errors import CheckpointError, ConfigError
 from omnilit.models.build import build_meta
 
 
@@ -45,6 +47,7 @@ def export(
     model = build_meta(config, dtype=dtype, trust_remote_code=trust_remote_code)
     buffers = dict(model.named_buffers())
     cast = {n: t if n in buffers else t.to(dtype) for n, t in tensors.items()}
+    _check_range(cast, dtype)
     missing, left_over = model.load_state_dict(cast, strict=False, assign=True)
     model.tie_weights()
     lacking = sorted(set(missing) - model.all_tied_weights_keys.keys())
@@ -55,14 +58,27 @@ def export(
         )
     if generation_config is not None:
         model.generation_config = generation_config
+    staging = staging_of(destination)
     try:
-        staging = stage(destination)
+        stage(destination)
         model.save_pretrained(staging)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
         publish(staging, destination, seal_files(staging, files_below(staging)))
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(f"the export to {destination} failed: {error}") from error
+
+
+def _check_range(cast: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Refuse weights that became infinite: float16 ends where the other types go on."""
+    if dtype != torch.float16:
+        return
+    if beyond := [name for name, tensor in cast.items() if tensor.isinf().any()]:
+        raise CheckpointError(
+            f"float16 holds numbers up to {torch.finfo(dtype).max:.0f}, and {beyond[0]} has larger "
+            "ones. To fix: export in bfloat16 or float32"
+        )
 
 
 def choose_export_dtype(
@@ -71,14 +87,23 @@ def choose_export_dtype(
     """The type that `train.checkpoint.export_dtype` means.
 
     Args:
-        name: `auto` or a name of torch.
+        name: One of `EXPORT_DTYPES`.
         config: The model's configuration as it was read.
         is_loaded: Whether training started from existing weights.
         master: The type that parameters are trained in.
 
     Returns:
         For `auto` the type that existing weights came in, else `master`.
+
+    Raises:
+        ConfigError: There is no such type.
     """
+    if name not in EXPORT_DTYPES:
+        raise ConfigError(
+            key="train.checkpoint.export_dtype",
+            problem=f"{name!r} is not known",
+            fix=f"use one of {', '.join(EXPORT_DTYPES)}",
+        )
     if name != "auto":
         return getattr(torch, name)
     own = config.dtype if is_loaded else None

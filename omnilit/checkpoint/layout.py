@@ -25,6 +25,7 @@ METRICS: Final = "metrics.jsonl"
 TENSORBOARD: Final = "tensorboard"
 RUN_PARTS: Final = (CHECKPOINTS, METRICS, TENSORBOARD)
 HF_FOLDER: Final = "hf_ckpt"
+MODEL_ASSETS: Final = "model_assets"
 STAGING: Final = ".staging-"
 REPLACED: Final = ".replaced-"
 LOAD_KEY: Final = "train.checkpoint.load_path"
@@ -164,11 +165,12 @@ def _steps(output_dir: Path, *, newest_first: bool = False) -> list[Path]:
     folder = checkpoints_folder(output_dir)
     if not folder.is_dir():
         return []
-    steps = [p for p in folder.iterdir() if step_of(p) is not None and not _is_export_only(p)]
+    steps = [p for p in folder.iterdir() if step_of(p) is not None and not is_export_only(p)]
     return sorted(steps, key=lambda p: (step_of(p) or 0, p.name), reverse=newest_first)
 
 
-def _is_export_only(folder: Path) -> bool:
+def is_export_only(folder: Path) -> bool:
+    """Whether a step was exported, or was being exported, and not saved."""
     names = {path.name for path in folder.iterdir()}
     return bool(names) and names <= {HF_FOLDER, f"{STAGING}{HF_FOLDER}", f"{REPLACED}{HF_FOLDER}"}
 

@@ -10,10 +10,12 @@ from typing import Any, cast
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from transformers.utils import GENERATION_CONFIG_NAME
 from typing_extensions import override
 
 from omnilit.callbacks.trainer_view import is_trial_run
 from omnilit.checkpoint.layout import (
+    MODEL_ASSETS,
     TENSORBOARD,
     check_fresh,
     find_latest,
@@ -25,6 +27,7 @@ from omnilit.checkpoint.layout import (
 from omnilit.checkpoint.lock import RunLock
 from omnilit.checkpoint.save import saved_step
 from omnilit.checkpoint.together import run_together
+from omnilit.models.build import load_generation_config
 from omnilit.modules import OmniModule
 
 
@@ -79,6 +82,8 @@ class RunFolder(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        # a checkpoint may still be written into it; the strategy itself is told after the callbacks
+        trainer.strategy.on_exception(exception)
         self._release()
 
     def _release(self) -> None:
@@ -95,8 +100,7 @@ class RunFolder(Callback):
         self._make_room(trainer)
         _write_config(folder / "config.yaml", self.files.written)
         _write_config(folder / "config.resolved.yaml", self.files.resolved)
-        module.model_config.save_pretrained(folder / "model_assets")
-        module.tokenizer.save_pretrained(folder / "model_assets")
+        _write_assets(folder / MODEL_ASSETS, module)
 
     def _make_room(self, trainer: Trainer) -> None:
         """Move aside what a later `auto`, or a reader of curves, would take for this run's."""
@@ -110,6 +114,16 @@ class RunFolder(Callback):
         if holds_run(folder):
             _close_curves(trainer, folder / TENSORBOARD)
             move_run_aside(folder)
+
+
+def _write_assets(folder: Path, module: OmniModule) -> None:
+    """What an export of the model holds beside the weights, for one that is made later."""
+    module.model_config.save_pretrained(folder)
+    module.tokenizer.save_pretrained(folder)
+    (folder / GENERATION_CONFIG_NAME).unlink(missing_ok=True)  # of another model that was here
+    generation_config = load_generation_config(module.model_path)
+    if generation_config is not None:
+        generation_config.save_pretrained(folder)
 
 
 def _close_curves(trainer: Trainer, folder: Path) -> None:

@@ -160,8 +160,9 @@ def load_tokenizer(path: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         ConfigError: There is none at `path`.
     """
     local = Path(path).expanduser()
+    fix = "give a folder that holds tokenizer.json or another tokenizer of transformers"
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(local) if local.exists() else path,
             padding_side="right",
             trust_remote_code=trust_remote_code,
@@ -170,8 +171,14 @@ def load_tokenizer(path: str, *, trust_remote_code: bool) -> PreTrainedTokenizer
         raise ConfigError(
             key=TOKENIZER_KEY,
             problem=f"no tokenizer can be loaded from {path} ({_first_line(error)})",
-            fix="give a folder that holds tokenizer.json or another tokenizer of transformers",
+            fix=fix,
         ) from error
+    # without any file transformers makes one from the model's type, with nothing to read text with
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ConfigError(
+            key=TOKENIZER_KEY, problem=f"{path} holds no vocabulary of a tokenizer", fix=fix
+        )
+    return tokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

@@ -66,9 +66,8 @@ def arguments(out: Path, **over: Any) -> TrainingArguments:
             `fsdp` (its `fsdp_config`) as dicts, `mixed` its mixed precision, and `recompute` on or
             off, or a whole `gradient_checkpointing`.
     """
-    checkpoint = CheckpointConfig(
-        output_dir=str(out), save_epochs=0, save_hf_weights=False, **over.pop("checkpoint", {})
-    )
+    nothing = {"save_epochs": 0, "save_hf_weights": False}
+    checkpoint = CheckpointConfig(output_dir=str(out), **nothing | over.pop("checkpoint", {}))
     mixed = over.pop("mixed", MixedPrecisionConfig(enable=False))
     optimizer = {"lr": 1e-2, "eps": 1e-4, "max_grad_norm": 1.0, **over.pop("optimizer", {})}
     fsdp = FSDPConfig(mixed_precision=mixed, **over.pop("fsdp", {}))

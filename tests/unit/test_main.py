@@ -76,7 +76,6 @@ run_process()
         ("fti", "there is no 'fti'. Did you mean 'fit'?"),
         ("test", "there is no 'test': evaluation is 'validate'."),
         ("predict", "there is no 'predict': generation is 'infer'."),
-        ("export", "'export' is not available yet."),
         ("report", "'report' is not available yet."),
     ],
 )

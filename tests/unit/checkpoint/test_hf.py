@@ -18,7 +18,7 @@ from transformers import (
 
 from omnilit.checkpoint.hf import choose_export_dtype, export
 from omnilit.checkpoint.manifest import find_damage
-from omnilit.errors import CheckpointError
+from omnilit.errors import CheckpointError, ConfigError
 from omnilit.models.weights import gather_weights
 
 BASE: dict[str, Any] = {
@@ -117,6 +117,18 @@ def test_an_export_with_a_tensor_missing_is_refused_and_leaves_nothing(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_beyond_the_range_of_float16_are_refused_and_others_are_exported(tmp_path):
+    tensors = gather_weights(plain("tied"))
+    config = CONFIGS["tied"]()
+    export(config, tensors, None, tmp_path / "good", dtype=torch.float16)
+    with safe_open(tmp_path / "good" / "model.safetensors", framework="pt") as file:
+        assert file.get_tensor("model.norm.weight").dtype == torch.float16
+    tensors["model.norm.weight"][3] = 70_000.0
+    with pytest.raises(CheckpointError, match=r"up to 65504, and model\.norm\.weight has larger"):
+        export(config, tensors, None, tmp_path / "hf", dtype=torch.float16)
+    assert not (tmp_path / "hf").exists()
+
+
 def test_an_export_that_cannot_be_written_says_where(tmp_path):
     (tmp_path / "file").write_text("")
     destination = tmp_path / "file" / "hf"
@@ -145,3 +157,8 @@ def test_the_export_dtype_is_that_of_the_weights_training_started_from(
     config = LlamaConfig(dtype=own)
     found = choose_export_dtype(name, config=config, is_loaded=is_loaded, master=torch.float32)
     assert found == expected
+
+
+def test_an_export_dtype_that_is_none_is_refused_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"'int8' is not known.*auto, bfloat16, float32, float16"):
+        choose_export_dtype("int8", config=LlamaConfig(), is_loaded=False, master=torch.float32)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from transformers import GenerationConfig
 
 from omnilit.checkpoint.layout import find_latest, publish, stage, step_folder
 from omnilit.checkpoint.manifest import files_below, seal_files
@@ -41,10 +42,13 @@ def start(
     loggers: tuple[TensorBoardLogger, ...] = (),
     config: Any = None,
     error: BaseException | None = None,
+    model_path: str | None = None,
 ) -> None:
     """What Lightning calls when a run begins, and when it ends."""
     trainer: Any = SimpleNamespace(is_global_zero=True, fast_dev_run=int(trial), loggers=loggers)
-    module: Any = SimpleNamespace(model_config=Assets(error), tokenizer=Assets())
+    module: Any = SimpleNamespace(
+        model_config=Assets(error), tokenizer=Assets(), model_path=model_path
+    )
     written = config or {"train": {"seed": 1}}
     folder = RunFolder(RunFiles(out, written, {}, load_path=load_path, is_overwrite=overwrite))
     try:
@@ -193,6 +197,28 @@ def test_another_configuration_moves_the_one_before_to_a_number(tmp_path):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"train": {"seed": 2}}
     assert yaml.safe_load((tmp_path / "config.yaml.1").read_text()) == {"train": {"seed": 1}}
     assert not (tmp_path / "config.yaml.2").exists()
+
+
+def test_the_models_own_generation_settings_lie_beside_its_configuration(tmp_path):
+    GenerationConfig(do_sample=True, top_k=7).save_pretrained(tmp_path / "model")
+    start(tmp_path / "run", model_path=str(tmp_path / "model"))
+    assets = tmp_path / "run" / "model_assets"
+    assert GenerationConfig.from_pretrained(assets).top_k == 7
+    start(tmp_path / "run")  # another model, which has none
+    assert not (assets / "generation_config.json").exists()
+
+
+def test_the_folder_is_given_back_after_the_last_write_into_it(tmp_path):
+    trainer: Any = SimpleNamespace(is_global_zero=True, fast_dev_run=0, loggers=())
+    module: Any = SimpleNamespace()
+    folder = RunFolder(RunFiles(tmp_path, {}, {}, load_path=None, is_overwrite=False))
+    folder.setup(trainer, module, "validate")
+    held = []
+    told = SimpleNamespace(on_exception=lambda _: held.append(folder._lock))
+    trainer.strategy = told
+    folder.on_exception(trainer, module, RuntimeError())
+    assert held[0] is not None
+    assert folder._lock is None
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

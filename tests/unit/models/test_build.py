@@ -5,7 +5,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, PreTrainedTokenizerFast, T5Config
+from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen3Config, T5Config
 
 from omnilit.errors import ConfigError
 from omnilit.models.build import (
@@ -118,6 +118,12 @@ def test_a_tokenizer_pads_on_the_right(tmp_path):
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.tokenizer_path: no tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path), trust_remote_code=False)
+
+
+def test_a_folder_with_a_configuration_alone_is_not_taken_for_an_empty_tokenizer(tmp_path):
+    Qwen3Config().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"tokenizer_path: .* holds no vocabulary of a tokenizer"):
         load_tokenizer(str(tmp_path), trust_remote_code=False)
 
 
