@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from omnilit.tools import export
 from tests.run.conftest import read_lines
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(300)]
@@ -75,6 +76,15 @@ def test_the_export_answers(finished, omnilit):
     assert done.returncode == 0, done.stderr
     assert "global_step_4" in done.stderr
     assert done.stdout.strip()
+
+
+def test_export_makes_the_same_files_of_the_checkpoint(finished, tmp_path):
+    out, _ = finished
+    assert export.run([str(out), str(tmp_path / "again")]) == 0
+    made, own = tmp_path / "again", out / "checkpoints" / "global_step_4" / "hf_ckpt"
+    assert {p.name: p.read_bytes() for p in made.iterdir()} == {
+        p.name: p.read_bytes() for p in own.iterdir()
+    }
 
 
 def test_validate_gives_the_last_evaluations_number(finished, task, omnilit):

@@ -11,6 +11,7 @@ from omnilit.checkpoint.layout import (
     is_own_checkpoint,
     move_later_steps,
     move_run_aside,
+    prune,
     publish,
     resolve_load_path,
     stage,
@@ -142,6 +143,57 @@ def test_leftovers_of_a_killed_run_go_at_the_next_save(tmp_path):
     assert names(tmp_path / "checkpoints") == ["global_step_1", "global_step_2"]
     assert names(step_folder(tmp_path, 1)) == ["hf_ckpt"]
     assert (step_folder(tmp_path, 1) / "hf_ckpt" / "kept").exists()
+
+
+def test_in_a_folder_of_the_users_only_own_leftovers_go(tmp_path):
+    for name in (".staging-out", ".replaced-out", ".staging-theirs", ".replaced-theirs"):
+        (tmp_path / name).mkdir()
+    stage(tmp_path / "out")
+    assert names(tmp_path) == [".replaced-theirs", ".staging-out", ".staging-theirs"]
+
+
+def steps(output_dir):
+    return sorted(int(path.name.split("_")[-1]) for path in (output_dir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [20, 30]), (4, [5, 10, 20, 30])])
+def test_the_newest_checkpoints_are_kept_by_number(keep, left, tmp_path):
+    for step in (5, 10, 20):
+        save(tmp_path, step)
+    prune(save(tmp_path, 30), keep=keep)
+    assert steps(tmp_path) == left
+
+
+def test_pruning_keeps_exports_and_what_is_no_complete_checkpoint(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    exported = export(tmp_path, 1)
+    export(tmp_path, 4)
+    unknown = step_folder(tmp_path, 2)
+    (unknown / COMPLETE).unlink()
+    other = tmp_path / "checkpoints" / "best"
+    other.mkdir()
+    prune(save(tmp_path, 5), keep=1)
+    assert names(step_folder(tmp_path, 1)) == ["hf_ckpt"]
+    assert (exported / "model.safetensors").read_text() == "weights"
+    assert names(step_folder(tmp_path, 4)) == ["hf_ckpt"]
+    assert names(unknown) == ["meta.pt", "tensors"]
+    assert other.is_dir()
+    assert not step_folder(tmp_path, 3).exists()
+    assert find_latest(tmp_path).path == step_folder(tmp_path, 5)
+
+
+def test_what_cannot_be_pruned_is_told_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("omnilit"), "propagate", True)
+    old = save(tmp_path, 1)
+    in_the_way = old.with_name(".replaced-global_step_1")
+    in_the_way.mkdir()
+    (in_the_way / "open file").touch()
+    newest = step_folder(tmp_path, 2)
+    prune(newest, keep=1)
+    assert f"keep_last: {old} cannot be removed: Directory not empty" in caplog.text
+    prune(save(tmp_path, 2), keep=1)
+    assert steps(tmp_path) == [2]
 
 
 def test_a_file_without_seal_is_not_published(tmp_path):

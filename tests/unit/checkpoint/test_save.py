@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from omnilit.checkpoint.data_state import DataState
+from omnilit.checkpoint.dcp import load_model
 from omnilit.checkpoint.layout import find_latest, step_folder
 from omnilit.checkpoint.save import (
     DataRank,
@@ -121,6 +122,17 @@ def test_two_models_keep_apart(tmp_path):
         data_rank=ONE,
     )
     assert torch.equal(empty.weight, frozen.weight)
+
+
+def test_one_model_is_read_on_its_own_and_in_another_type(tmp_path):
+    model, optimizer = make(1, steps=1)
+    final = save(tmp_path, model, optimizer, models={"policy": model, "other": nn.Linear(2, 2)})
+    half = make(2)[0].to(torch.bfloat16)
+    load_model(final / "tensors", half, name="policy")
+    expected = model.to(torch.bfloat16).state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in half.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"it lacks model\.third\.embed\.weight"):
+        load_model(final / "tensors", half, name="third")
 
 
 def test_another_models_checkpoint_is_refused_by_names(tmp_path):
