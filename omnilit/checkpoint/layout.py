@@ -120,7 +120,7 @@ def prune(newest: Path, *, keep: int) -> None:
     """
     steps = _steps(newest.parent.parent, newest_first=True)
     others = [p for p in steps if p != newest and _is_published(p)]
-    for folder in others[keep - 1 :]:
+    for folder in others[max(keep - 1, 0) :]:
         replaced = folder.with_name(f"{REPLACED}{folder.name}")
         try:
             folder.rename(replaced)

@@ -218,8 +218,9 @@ def _find_clash(out: Path, folder: Path, assets: Path) -> Problem | None:
     if out == folder / HF_FOLDER:  # the one thing that is added to a checkpoint
         return None
     fix = "name a folder elsewhere"
-    if any(path.is_relative_to(out) for path in (folder, assets)):
-        return Problem(OUT_KEY, f"{out} holds what is exported, and would be replaced", fix)
+    for path in (folder, assets, Path.cwd()):
+        if path.is_relative_to(out):
+            return Problem(OUT_KEY, f"{out} would be replaced, and {path} with it", fix)
     if out.is_relative_to(folder) or out.parent.name == CHECKPOINTS:
         return Problem(OUT_KEY, f"{out} lies among the checkpoints of a run", fix)
     return None

@@ -138,7 +138,8 @@ def find_model(path: str) -> str:
         raise ConfigError(
             key=key,
             problem=f"the run in {path} has no complete Hugging Face export",
-            fix="train with train.checkpoint.save_hf_weights: true",
+            fix="train with train.checkpoint.save_hf_weights: true, or make one of a checkpoint: "
+            "omnilit export",
         )
     return str(exports[max(exports)])
 

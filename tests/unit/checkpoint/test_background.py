@@ -1,5 +1,6 @@
 """Writes beside training: what they hold, when they show, and how they fail."""
 
+import errno
 import random
 import threading
 
@@ -28,6 +29,11 @@ class SlowWriter(dcp.FileSystemWriter):
         self.has_begun.set()
         assert self.may_write.wait(20)
         return super().write_data(plan, planner)
+
+
+class FullDisk(dcp.FileSystemWriter):
+    def write_data(self, plan, planner):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
@@ -176,3 +182,14 @@ def test_old_checkpoints_go_only_once_the_new_one_is_complete(tmp_path, slow, wr
     slow.may_write.set()
     writer.finish()
     assert [path.name for path in old.parent.iterdir()] == ["global_step_2"]
+
+
+def test_a_save_that_fails_leaves_the_only_good_checkpoint(tmp_path, writer, monkeypatch):
+    old = step_folder(tmp_path, 1)
+    write_snapshot(old, Run().snapshot())
+    monkeypatch.setattr(dcp, "FileSystemWriter", FullDisk)
+    writer.start(step_folder(tmp_path, 2), Run().snapshot().copied(), keep_last=1)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        writer.finish()
+    assert find_latest(tmp_path).path == old
+    assert [path.name for path in old.parent.iterdir()] == ["global_step_1"]

@@ -82,17 +82,20 @@ def test_the_models_files_are_those_of_the_run_or_those_that_are_named(tmp_path)
     assert find_assets(folder, other) == other
 
 
-def test_out_is_never_what_is_exported_nor_among_checkpoints_nor_full(tmp_path):
+def test_out_is_never_what_is_exported_nor_among_checkpoints_nor_full(tmp_path, monkeypatch):
     folder, assets = step_folder(tmp_path, 1), tmp_path / "model_assets"
-    folder.mkdir(parents=True)
-    assets.mkdir()
+    here = tmp_path / "here" / "deeper"
+    for made in (folder, assets, here):
+        made.mkdir(parents=True)
+    monkeypatch.chdir(here)
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").touch()
     for out, message in {
-        folder: "holds what is exported",
-        tmp_path: "holds what is exported",
-        assets: "holds what is exported",
+        folder: f"would be replaced, and {folder} with it",
+        tmp_path: f"would be replaced, and {folder} with it",
+        assets: f"would be replaced, and {assets} with it",
+        here.parent: f"would be replaced, and {here} with it",
         folder / "other": "lies among the checkpoints of a run",
         folder.parent / "other": "lies among the checkpoints of a run",
         full / "mine": "is a file",
