@@ -12,6 +12,7 @@ from omnilit.checkpoint.layout import resolve_load_path
 from omnilit.cli.launch import Launch, plan_launch
 from omnilit.cli.owners import KEPT, ROOT_MOVED, check_trainer_keys, check_trainer_types
 from omnilit.cli.raw import Command, RawConfig, Tree, field_path, merge
+from omnilit.cli.registered import check_names
 from omnilit.cli.tasks import TASKS, TaskChoice, choose_task, load_task
 from omnilit.config import DPOConfig, InferArguments, OpsImplementationConfig, TrainingArguments
 from omnilit.config.check import Checked, check_values
@@ -167,6 +168,7 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
     wrong |= {problem.key for problem in later}
     problems += run_rules(view, doubtful=wrong)
     wrong |= {problem.key for problem in problems}
+    problems += check_names(view, wrong)
     problems += [p for p in check_paths(view) if p.key not in wrong]
     wrong |= {problem.key for problem in problems}
     if not wrong & (DEVICE_KEYS | {INIT_DEVICE}):
@@ -205,6 +207,7 @@ def make_data_view(command: Command) -> View:
     later = [p for p in refuse_later(view, load_status()) if p.key != DATA_TYPE]
     found = [*later, *run_rules(view, doubtful=wrong)]
     problems += [problem for problem in found if problem.key.startswith(READ_BY_DATA)]
+    problems += check_names(view, wrong)
     wrong |= {problem.key for problem in problems}
     problems += [p for p in check_paths(view) if p.key not in wrong]
     if problems:

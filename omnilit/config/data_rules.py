@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from omnilit.config.view import View
-from omnilit.errors import Problem, suggest
+from omnilit.errors import Problem
 
-TEMPLATES: Final = ("default", "plain", "tokenizer", "chatml", "llama2", "gpt_oss")
-JINJA: Final = (".jinja", ".jinja2", ".j2")
 KIND: Final = "data.data_type"
 SIDE: Final = "data.truncation_side"
 DYN: Final = "train.dyn_bsz"
@@ -58,21 +56,6 @@ def text_keys_have_text(view: View) -> list[Problem]:
             "data.text_keys",
             f"{keys!r} names no field of a record",
             "name the field that holds the text, or leave it out for the one of data.data_type",
-        )
-    ]
-
-
-def template_is_known(view: View) -> list[Problem]:
-    """`chat_template` is a known name, or looks like a file."""
-    name: str = view["data.chat_template"]
-    if name in TEMPLATES or name.endswith(JINJA):
-        return []
-    hint = suggest(name, TEMPLATES)
-    return [
-        Problem(
-            "data.chat_template",
-            f"{name!r} is not known{f'.{hint}' if hint else ''}",
-            f"use one of {', '.join(TEMPLATES)}, or a file that ends in {' or '.join(JINJA)}",
         )
     ]
 

@@ -109,7 +109,9 @@ def _check_evaluation_data(view: View) -> list[Problem]:
 
 def _check_data(view: View, path: str) -> list[Problem]:
     """Missing files; what lies elsewhere is found out when it is read."""
-    if path not in view or not view[path] or ":" in view["data.datasets_type"]:
+    if path not in view or not view[path]:
+        return []
+    if view["data.datasets_type"] not in ("mapping", "iterable"):
         return []  # a reader of the user's own knows what its path means
     if Path(view[path]).exists():
         return []

@@ -120,7 +120,6 @@ def _data_rules() -> list[Rule]:
     path = data_rules.TRAIN_PATH
     return [
         Rule(("data.text_keys",), data_rules.text_keys_have_text),
-        Rule(("data.chat_template",), data_rules.template_is_known),
         *(
             Rule((data_rules.KIND, field), partial(data_rules.kind_reads_it, path=field))
             for field in data_rules.NOT_READ

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from omnilit.data.collate import PLAIN, CollateSettings, collate, filler
+from omnilit.data.collate import PLAIN, CollateSettings, make_batch
 from omnilit.errors import DataError
 from omnilit.types import MicroBatch, Sample
 
@@ -182,9 +182,7 @@ class _Bins(Dataset[MicroBatch]):
         self._settings = settings
 
     def __getitem__(self, index: list[int]) -> MicroBatch:
-        if not index:
-            return filler(self._settings)
-        return collate([self._dataset[i] for i in index], self._settings)
+        return make_batch([self._dataset[i] for i in index], self._settings)
 
 
 def _as_it_is(batch: T) -> T:

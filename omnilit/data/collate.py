@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from omnilit.errors import DataError
+from omnilit.registry import Registry
 from omnilit.types import IGNORE, OF_SOURCE, TOKENS, WEIGHT, MicroBatch, Origin, Sample
 
 NUM_FILLER_TOKENS = 2
+COLLATORS: Final = Registry("data.collator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,35 @@ class CollateSettings:
         pad_to: Tokens that every micro-batch is padded to; None leaves it as it is.
         sources: Names of the data sources to count tokens of; none where there is one only.
         has_weights: Carry the weights of labels.
+        collator: Makes the micro-batch in place of `collate`.
     """
 
     pad_to: int | None = None
     sources: tuple[str, ...] = ()
     has_weights: bool = False
+    collator: Collator | None = None
 
 
+# Samples of one micro-batch, none for one that only fills a window, and what it must hold
+Collator: TypeAlias = Callable[[Sequence[Sample], CollateSettings], MicroBatch]
 PLAIN: Final = CollateSettings()
+
+
+def make_batch(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> MicroBatch:
+    """The micro-batch of some samples, by the user's own collator where there is one.
+
+    Raises:
+        DataError: The collator gives something else than a micro-batch.
+    """
+    if settings.collator is None:
+        return collate(samples, settings)
+    batch = settings.collator(samples, settings)
+    if isinstance(batch, MicroBatch):
+        return batch
+    raise DataError(
+        problem=f"data.collator gave a {type(batch).__name__}, not a MicroBatch",
+        fix="return what omnilit.data.collate.collate gives, or the same with other fields",
+    )
 
 
 def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> MicroBatch:
@@ -41,9 +65,12 @@ def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> Mic
     of its own at the end, without labels.
 
     Args:
-        samples: At least one, none empty. One with `pair_start` is two sequences.
+        samples: None of them empty. One with `pair_start` is two sequences. No samples at all
+            give a `filler`.
         settings: Padding, counts and weights.
     """
+    if not samples:
+        return filler(settings)
     lengths = [size for sample in samples for size in _sequence_lengths(sample)]
     bounds = np.cumsum(lengths)
     input_ids = np.concatenate([s.input_ids for s in samples]).astype(np.int64)

@@ -31,6 +31,7 @@ CUSTOM: Final = "custom:"
 DATASETS: Final = "datasets"
 STREAM: Final = "datasets stream"  # of the hub, read as it is downloaded
 
+BUILT_IN_TYPES: Final = ("mapping", "iterable")
 DATASET_TYPES: Final = Registry("data.datasets_type")
 
 
@@ -69,7 +70,7 @@ def list_files(path: str, *, key: str, datasets_type: str = "mapping") -> list[D
     Raises:
         ConfigError: Lists every item that does not exist, has no data or has another ending.
     """
-    if datasets_type not in ("mapping", "iterable"):
+    if datasets_type not in BUILT_IN_TYPES:
         DATASET_TYPES.load(datasets_type)
         return [DataFile(path, CUSTOM + datasets_type)]
     items = [item.strip() for item in path.split(",") if item.strip()]

@@ -11,7 +11,7 @@ import numpy as np
 
 from omnilit.data.balance import balance
 from omnilit.data.batches import SampleSource, WorkerSettings, load_batches
-from omnilit.data.collate import PLAIN, CollateSettings, filler
+from omnilit.data.collate import PLAIN, CollateSettings, make_batch
 from omnilit.data.items import Fetched, Position, WindowLayout
 from omnilit.data.packing import Ints, PassPlan, PlanSettings, make_generator, plan_pass
 from omnilit.data.warmup import BudgetSchedule
@@ -101,7 +101,7 @@ class PlannedItems:
 
     def empty(self) -> Fetched:
         """See `ItemStream`."""
-        return Fetched(filler(self._collate))
+        return Fetched(make_batch((), self._collate))
 
     def open(self, position: Position) -> Position:
         """See `ItemStream`."""

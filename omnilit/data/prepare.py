@@ -25,6 +25,7 @@ from omnilit.data.quarantine import (
 )
 from omnilit.data.readers import RawRow, parse_row, read_rows
 from omnilit.data.transforms import (
+    CheckedTransform,
     Outcome,
     Transform,
     TransformSettings,
@@ -215,6 +216,7 @@ def cache_key(
         "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
         "template": template.jinja if template else "",
         "transform": asdict(settings),
+        "own": transform.own.fingerprint() if isinstance(transform, CheckedTransform) else "",
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

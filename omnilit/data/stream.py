@@ -13,7 +13,7 @@ from typing import Any, Final
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from omnilit.data.batches import WorkerSettings, loader_arguments, run_loader
-from omnilit.data.collate import PLAIN, CollateSettings, collate, filler
+from omnilit.data.collate import PLAIN, CollateSettings, make_batch
 from omnilit.data.files import DataFile, file_size, sampled_fingerprint
 from omnilit.data.items import Fetched, Position, WindowLayout
 from omnilit.data.multisource import Mixture
@@ -211,7 +211,7 @@ class StreamedItems:
 
     def empty(self) -> Fetched:
         """See `ItemStream`."""
-        return Fetched(filler(self._collate), None, dict.fromkeys(COUNTS, 0.0))
+        return Fetched(make_batch((), self._collate), None, dict.fromkeys(COUNTS, 0.0))
 
     def open(self, position: Position) -> Position:
         """The same: a pass's end is known when its last window is dealt."""
@@ -353,7 +353,7 @@ class _Items(IterableDataset[Fetched | OmniError]):
         shard.go_to(self._pass_index, number // num_shards)
         item = shard.next_item()
         counts = {name: float(item.counts.get(name, 0)) for name in COUNTS}
-        batch = collate(item.samples, self._collate) if item.samples else filler(self._collate)
+        batch = make_batch(item.samples, self._collate)
         return Fetched(batch, (index, item.state, item.bad), counts)
 
     def _open(self, index: int) -> Shard:

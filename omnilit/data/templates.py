@@ -12,6 +12,7 @@ from omnilit.data import template_texts
 from omnilit.data.messages import ASSISTANT, REASONING, Conversation, Turn, refuse
 from omnilit.data.spans import Writer, ends_bare, find_by_prefix, find_by_sentinel
 from omnilit.errors import ConfigError, DataError, suggest
+from omnilit.registry import Registry
 from omnilit.types import Record
 
 if TYPE_CHECKING:  # workers import this package, and need no tokenizer
@@ -32,6 +33,7 @@ BUILT_IN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 NEEDS_END: Final = ("plain", "llama2")  # those that write the tokenizer's eos_token
 GENERATION: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
 KEY: Final = "data.chat_template"
+CHAT_TEMPLATES: Final = Registry(KEY)  # of the user's own: a name, and where the jinja text is
 
 
 class Rendered(NamedTuple):
@@ -54,7 +56,7 @@ class ChatTemplate:
     """A jinja template bound to the special tokens that it may name.
 
     Args:
-        name: One of `TEMPLATES`, or a file.
+        name: One of `TEMPLATES` or `CHAT_TEMPLATES`, or a file.
         jinja: Its source; what `save_pretrained` should write beside a model trained with it.
         special_tokens: Names such as `eos_token` and their texts.
         end_tokens: Texts of all special tokens, one of which ends a turn.
@@ -214,7 +216,8 @@ def select_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTempla
 
     Args:
         name: `default` (the tokenizer's own where it has one, else `plain`), `tokenizer`, one of
-            `BUILT_IN`, or the path of a jinja file.
+            `BUILT_IN`, the path of a jinja file, a name of `CHAT_TEMPLATES`, or
+            `package.module:TEXT`.
         tokenizer: Gives the special tokens and its own template.
 
     Raises:
@@ -229,13 +232,9 @@ def select_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTempla
         return ChatTemplate(name, _own_template(tokenizer), special, ends)
     if name.endswith(FILES):
         return ChatTemplate(name, _read_template(Path(name)), special, ends)
+    check_template_name(name)
     if name not in BUILT_IN:
-        hint = suggest(name, TEMPLATES)
-        raise ConfigError(
-            key=KEY,
-            problem=f"{name!r} is not known{f'.{hint}' if hint else ''}",
-            fix=f"use one of {', '.join(TEMPLATES)}, or a file that ends in {' or '.join(FILES)}",
-        )
+        return ChatTemplate(name, _load_template(name), special, ends)
     jinja, tokens = BUILT_IN[name]
     if missing := [token for token in tokens if token not in tokenizer.get_vocab()]:
         raise ConfigError(
@@ -246,6 +245,24 @@ def select_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTempla
     if name in NEEDS_END:
         check_end_token(tokenizer)
     return ChatTemplate(name, jinja, {"bos_token": "", **special}, ends)
+
+
+def check_template_name(name: str) -> None:
+    """See that `data.chat_template` names a template, or looks like a place that may hold one.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if name in TEMPLATES or name.endswith(FILES) or name in CHAT_TEMPLATES:
+        return
+    known = (*TEMPLATES, *CHAT_TEMPLATES)
+    hint = suggest(name, known)
+    raise ConfigError(
+        key=KEY,
+        problem=f"{name!r} is not known{f'.{hint}' if hint else ''}",
+        fix=f"use one of {', '.join(known)}, a file that ends in {' or '.join(FILES)}, or "
+        "package.module:TEXT",
+    )
 
 
 def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -269,21 +286,37 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _read_template(file: Path) -> str:
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     try:
         text = file.read_text(encoding="utf-8")
-        render_jinja_template(conversations=[], chat_template=text)  # compiles it
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             key=KEY, problem=f"{file} cannot be read ({error})", fix="correct the path"
         ) from error
+    return _check_jinja(text, str(file))
+
+
+def _load_template(name: str) -> str:
+    text = CHAT_TEMPLATES.load(name)
+    if isinstance(text, str):
+        return _check_jinja(text, name)
+    raise ConfigError(
+        key=KEY,
+        problem=f"{name} stands for a {type(text).__name__}, not for the text of a template",
+        fix="name a string of jinja",
+    )
+
+
+def _check_jinja(text: str, where: str) -> str:
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        render_jinja_template(conversations=[], chat_template=text)  # compiles it
     except TemplateSyntaxError as error:
         raise ConfigError(
             key=KEY,
-            problem=f"{file} is no jinja template (line {error.lineno}: {error.message})",
-            fix="correct the file",
+            problem=f"{where} is no jinja template (line {error.lineno}: {error.message})",
+            fix="correct it",
         ) from error
     return text
 

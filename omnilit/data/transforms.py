@@ -18,6 +18,7 @@ from omnilit.data.encode import (
 )
 from omnilit.data.labels import count_targets
 from omnilit.data.messages import refuse
+from omnilit.data.own_transform import KEY, check_samples
 from omnilit.data.quarantine import BadRecord
 from omnilit.data.records import (
     check_diffusion,
@@ -29,6 +30,7 @@ from omnilit.data.records import (
 from omnilit.data.templates import ChatTemplate, check_end_token, select_template
 from omnilit.data.truncation import fit_length
 from omnilit.errors import ConfigError, DataError, suggest
+from omnilit.registry import Registry
 from omnilit.types import IGNORE, Record, Sample
 
 if TYPE_CHECKING:  # workers import this package, and need no tokenizer
@@ -37,6 +39,7 @@ if TYPE_CHECKING:  # workers import this package, and need no tokenizer
 Overlong: TypeAlias = Literal["truncate", "drop", "error"]
 Side: TypeAlias = Literal["left", "right"]
 DATA_TYPES: Final = ("conversation", "plaintext", "classification", "dpo", "diffusion")
+TRANSFORMS: Final = Registry(KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class TransformSettings:
         max_seq_len: Tokens that a sample may have.
         overlong: What becomes of a longer conversation, or text of a class.
         truncation_side: The side that `overlong: truncate` cuts off.
+        transform: A transform of the user's own, by its name in `TRANSFORMS` or its place.
     """
 
     data_type: str = "conversation"
@@ -59,6 +63,7 @@ class TransformSettings:
     max_seq_len: int = 2048
     overlong: Overlong = "truncate"
     truncation_side: Side = "right"
+    transform: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -96,6 +101,42 @@ class Transform(Protocol):
     def check(self, record: Record) -> None:
         """See that what is trained of `record` is what should be; run on the first record."""
         ...
+
+
+class OwnTransform(Transform, Protocol):
+    """What `data.transform` must give when it is called with settings and tokenizer."""
+
+    def fingerprint(self) -> str:
+        """Another text whenever the same record gives other samples; tokens are cached under it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedTransform:
+    """A transform of the user's own, whose samples are looked at.
+
+    Args:
+        own: The user's.
+        max_seq_len: Tokens that a sample may have.
+    """
+
+    own: OwnTransform
+    max_seq_len: int
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """Theirs."""
+        return self.own.template
+
+    def encode(self, records: Sequence[Record]) -> Outcome:
+        """Theirs, checked; see `Transform`."""
+        outcome = self.own.encode(records)
+        check_samples(outcome.samples, max_seq_len=self.max_seq_len)
+        return outcome
+
+    def check(self, record: Record) -> None:
+        """Theirs."""
+        self.own.check(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +335,9 @@ def build_transform(settings: TransformSettings, tokenizer: PreTrainedTokenizerB
         ConfigError: An unknown type of data, a template or a tokenizer that cannot be used.
     """
     kind = settings.data_type
+    if settings.transform is not None:
+        own = TRANSFORMS.load(settings.transform)(settings, tokenizer)
+        return CheckedTransform(own, settings.max_seq_len)
     if kind not in DATA_TYPES:
         hint = suggest(kind, DATA_TYPES)
         raise ConfigError(

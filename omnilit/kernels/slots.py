@@ -92,22 +92,33 @@ def _linear_attention(name: str, others: Mapping[str, Requirement]) -> OpSlot:
     return slot
 
 
-# A registry of names: plug-ins add backends to these slots.
+# Registries of names: plug-ins add backends to these slots.
+ATTENTION: Final = _attention()
+MOE: Final = _moe()
+CROSS_ENTROPY: Final = _cross_entropy()
+RMS_NORM: Final = _rms_norm()
+SWIGLU: Final = _swiglu()
+ROTARY: Final = _rotary()
+LOAD_BALANCING: Final = _load_balancing()
+RMS_NORM_GATED: Final = _linear_attention("rms_norm_gated", {"fla": _FLA})
+CAUSAL_CONV1D: Final = _linear_attention("causal_conv1d", {"fla": _FLA})
+GATED_DELTA_RULE: Final = _linear_attention(
+    "chunk_gated_delta_rule",
+    {"fla": _FLA, "flash_qla": Requirement("cuda", 90, 90, ("flash-qla",))},
+)
+
 SLOTS: Final[Mapping[str, OpSlot]] = MappingProxyType(
     {
-        "attn_implementation": _attention(),
-        "moe_implementation": _moe(),
-        "cross_entropy_loss_implementation": _cross_entropy(),
-        "rms_norm_implementation": _rms_norm(),
-        "swiglu_mlp_implementation": _swiglu(),
-        "rotary_pos_emb_implementation": _rotary(),
-        "load_balancing_loss_implementation": _load_balancing(),
-        "rms_norm_gated_implementation": _linear_attention("rms_norm_gated", {"fla": _FLA}),
-        "causal_conv1d_implementation": _linear_attention("causal_conv1d", {"fla": _FLA}),
-        "chunk_gated_delta_rule_implementation": _linear_attention(
-            "chunk_gated_delta_rule",
-            {"fla": _FLA, "flash_qla": Requirement("cuda", 90, 90, ("flash-qla",))},
-        ),
+        "attn_implementation": ATTENTION,
+        "moe_implementation": MOE,
+        "cross_entropy_loss_implementation": CROSS_ENTROPY,
+        "rms_norm_implementation": RMS_NORM,
+        "swiglu_mlp_implementation": SWIGLU,
+        "rotary_pos_emb_implementation": ROTARY,
+        "load_balancing_loss_implementation": LOAD_BALANCING,
+        "rms_norm_gated_implementation": RMS_NORM_GATED,
+        "causal_conv1d_implementation": CAUSAL_CONV1D,
+        "chunk_gated_delta_rule_implementation": GATED_DELTA_RULE,
     }
 )
 

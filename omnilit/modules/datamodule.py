@@ -13,7 +13,7 @@ from typing_extensions import override
 from omnilit.config import DataloaderConfig, TrainingArguments
 from omnilit.data.batches import WorkerSettings
 from omnilit.data.cache import TokenDataset, open_prepared
-from omnilit.data.collate import CollateSettings
+from omnilit.data.collate import COLLATORS, CollateSettings
 from omnilit.data.encode import Encoder, decode_spans
 from omnilit.data.epochs import EpochLength, EpochSteps
 from omnilit.data.evaluation import EvalLoader
@@ -26,7 +26,7 @@ from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepar
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
 from omnilit.data.stream import StreamData, StreamedItems, count_shards
 from omnilit.data.stream_state import StreamSettings
-from omnilit.data.templates import select_template
+from omnilit.data.templates import ChatTemplate, select_template
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.data.window import TrainLoader
@@ -69,6 +69,10 @@ class OmniDataModule(LightningDataModule):
         overlong: What to do with a longer sample.
         truncation_side: Which side loses tokens.
         max_bad_fraction: Share of skipped records above which the run stops.
+        transform: A class of your own that makes samples of records, `package.module:Class` or
+            a registered name, in place of the one of `data_type`.
+        collator: A function of your own that makes micro-batches of samples,
+            `package.module:function` or a registered name.
         train: The `train` group; the command line fills it in.
     """
 
@@ -95,6 +99,8 @@ class OmniDataModule(LightningDataModule):
         overlong: Literal["truncate", "drop", "error"] = "truncate",
         truncation_side: Literal["left", "right"] = "right",
         max_bad_fraction: float = 0.01,
+        transform: str | None = None,
+        collator: str | None = None,
         train: TrainingArguments = TrainingArguments(),
     ) -> None:
         super().__init__()
@@ -123,7 +129,9 @@ class OmniDataModule(LightningDataModule):
             max_seq_len=max_seq_len,
             overlong=overlong,
             truncation_side=truncation_side,
+            transform=transform,
         )
+        self.collator = None if collator is None else COLLATORS.load(collator)
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
         self._info: dict[str, PreparedInfo] = {}
         self._datasets: dict[str, list[TokenDataset]] = {}
@@ -143,9 +151,8 @@ class OmniDataModule(LightningDataModule):
             self._loaders["train"] = self._train_loader(module.topology, accumulation)
         if self.paths["eval"] and "eval" not in self._loaders:
             self._loaders["eval"] = self._eval_loader(module.topology)
-        if self.transform.data_type == "conversation":
+        if (template := self._find_template()) is not None:
             # what is exported asks its questions as training did
-            template = select_template(self.transform.chat_template, self._tokenizer)
             self._tokenizer.chat_template = template.jinja
 
     @override
@@ -233,6 +240,15 @@ class OmniDataModule(LightningDataModule):
                 fix="train a subclass of OmniModule, or bring a data module of your own",
             )
         return module
+
+    def _find_template(self) -> ChatTemplate | None:
+        """How conversations are written; None where there are none."""
+        assert self._tokenizer is not None
+        if self.transform.transform is not None:
+            return build_transform(self.transform, self._tokenizer).template
+        if self.transform.data_type == "conversation":
+            return select_template(self.transform.chat_template, self._tokenizer)
+        return None
 
     def _set_accumulation(self, topology: Topology) -> int:
         """Micro-batches of a step on each rank, told to the trainer.
@@ -331,7 +347,10 @@ class OmniDataModule(LightningDataModule):
             settings,
             workers=self._workers,
             # weights may come with any record
-            collate=self._collate(has_weights=self.transform.data_type == "conversation"),
+            collate=self._collate(
+                has_weights=self.transform.data_type == "conversation"
+                or self.transform.transform is not None
+            ),
             max_bad_fraction=self.max_bad_fraction,
             on_bad=self._quarantine,
         )
@@ -343,13 +362,15 @@ class OmniDataModule(LightningDataModule):
             budget=self.budget,
             layout=WindowLayout(topology.data_rank, topology.data_size, 1),
             workers=self._workers,
-            settings=CollateSettings(self._pad_to, has_weights=dataset.has_weights),
+            settings=CollateSettings(
+                self._pad_to, has_weights=dataset.has_weights, collator=self.collator
+            ),
         )
 
     def _collate(self, *, has_weights: bool) -> CollateSettings:
         mixture = self._mixture()
         names = mixture.names if mixture else (self.source_name,) if self.source_name else ()
-        return CollateSettings(self._pad_to, names, has_weights)
+        return CollateSettings(self._pad_to, names, has_weights, self.collator)
 
     @property
     def _pad_to(self) -> int | None:

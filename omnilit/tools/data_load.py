@@ -132,7 +132,7 @@ def scan_bad(
 
 def _load_tokenizer(view: View) -> PreTrainedTokenizerBase | None:
     """The model's, with the checks of a run; None for records that are not tokenised."""
-    if view["data.data_type"] == "diffusion":
+    if view["data.data_type"] == "diffusion" and view["data.transform"] is None:
         return None
     config_path, model_path = view["model.config_path"], view["model.model_path"]
     is_trusted = view["model.trust_remote_code"]
@@ -192,6 +192,7 @@ def _transform_settings(view: View) -> TransformSettings:
         max_seq_len=view["data.max_seq_len"],
         overlong=view["data.overlong"],
         truncation_side=view["data.truncation_side"],
+        transform=view["data.transform"],
     )
 
 

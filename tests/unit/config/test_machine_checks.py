@@ -97,7 +97,8 @@ def test_data_that_lies_elsewhere_or_matches_a_pattern_is_good(
 def test_the_path_of_a_reader_of_the_users_own_is_left_to_it(fields: list[Field], here: Path):
     given = {"model.config_path": "model", "data.train_path": "any thing"}
     assert check_paths(_view(fields, given))
-    assert not check_paths(_view(fields, given | {"data.datasets_type": "mine:Reader"}))
+    for name in ("mine:Reader", "registered"):
+        assert not check_paths(_view(fields, given | {"data.datasets_type": name}))
 
 
 def test_each_verb_checks_only_what_it_reads(fields: list[Field], here: Path):

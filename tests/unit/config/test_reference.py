@@ -19,8 +19,10 @@ WIDER = {
     "train.accelerator.fsdp_config.mixed_precision.output_dtype": "its default is null",
 }
 ADDED = {
+    "data.collator",
     "data.max_bad_fraction",
     "data.overlong",
+    "data.transform",
     "data.truncation_side",
     "model.ops_implementation.preset",
     "model.strict",

@@ -4,12 +4,10 @@ from typing import Any
 
 import pytest
 
-from omnilit.config import data_rules
 from omnilit.config.ranges import RANGES, Range
 from omnilit.config.rules import all_rules, run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
-from omnilit.data.templates import TEMPLATES
 
 GOOD = {"model.config_path": "m", "data.train_path": "d"}
 MIXED = "train.accelerator.fsdp_config.mixed_precision"
@@ -86,9 +84,6 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
         ({"train.optimizer.lr_start": 1e-6}, ("train.optimizer.lr_start: 1e-06 has no effect, "
          "because lr_warmup_ratio: 0.0 leaves no warm-up. To fix: leave it out, or set "
          "lr_warmup_ratio above 0.")),
-        ({"data.chat_template": "chatm"}, ("data.chat_template: 'chatm' is not known. Did you "
-         "mean 'chatml'? To fix: use one of default, plain, tokenizer, chatml, llama2, gpt_oss, "
-         "or a file that ends in .jinja or .jinja2 or .j2.")),
         ({"data.dataloader.type": "mine"}, ("data.dataloader.type: 'mine' is not known. To fix: "
          "use one of native.")),
         ({"train.dyn_bsz": False, "data.train_size": 5}, ("data.train_size: 5 has no effect, "
@@ -215,8 +210,6 @@ def test_each_verb_asks_for_what_it_reads_only(verb: str, message: str, fields: 
         {"data.data_type": "classification", "data.overlong": "drop", "data.text_keys": "t"},
         {"data.data_type": "dpo", "data.overlong": "drop", "data.chat_template": "plain"},
         {"data.data_type": "dpo", "data.text_keys": "t", "data.truncation_side": "left"},
-        {"data.chat_template": "gpt_oss"},
-        {"data.chat_template": "mine.jinja"},
         {"train.dyn_bsz": False, "data.dataloader.drop_last": False},
         {"train.dyn_bsz": False, "data.datasets_type": "iterable", "data.train_sample": 5},
         {"train.bsz_warmup_ratio": 0.1, "train.bsz_warmup_init_mbtoken": 2048},
@@ -248,10 +241,6 @@ def test_a_rule_is_skipped_where_a_field_that_it_reads_is_wrong_already(fields: 
 def test_a_rule_is_skipped_where_the_task_has_no_such_field(fields: list[Field]):
     known = {f.path: f for f in fields if f.path.startswith("train.")}
     assert not run_rules(View(known, {"train.eval_steps": 5}))
-
-
-def test_the_chat_templates_are_those_of_the_data_package():
-    assert tuple(TEMPLATES) == data_rules.TEMPLATES
 
 
 def test_ranges_keep_their_ends_apart():
