@@ -17,6 +17,7 @@ from typing import Final
 from omnilit import __version__
 from omnilit.errors import ConfigError, OmniError, suggest
 from omnilit.logging import format_table, process_rank
+from omnilit.plugins import load_plugins
 
 TRAINING: Final = "omnilit.cli.main"
 TARGETS: Final = {
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in TARGETS:
         return _refuse(verb)
     try:
+        load_plugins()
         return _load(verb)(_name_config(rest))
     except OmniError as error:
         rank = process_rank()

@@ -13,6 +13,7 @@ from omnilit.cli.omni_cli import OmniCLI, print_config, print_help
 from omnilit.cli.plan import Verb, make_plan, read
 from omnilit.cli.raw import read_command
 from omnilit.logging import get_logger, process_rank, show_on_rank_zero
+from omnilit.plugins import IMPORTED
 
 log = get_logger(__name__)
 
@@ -41,6 +42,8 @@ def run(verb: Verb, argv: Sequence[str]) -> int:
     show_on_rank_zero(process_rank())
     plan = make_plan(verb, command)
     log.info("task: %s (%s)", plan.task.class_path, plan.task.reason)
+    if names := ", ".join(IMPORTED):
+        log.info("imported: %s", names)
     cli = OmniCLI(plan)
     checkpoint = str(plan.load_path) if plan.load_path else None
     if checkpoint:

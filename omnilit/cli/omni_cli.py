@@ -24,6 +24,7 @@ from omnilit.callbacks import (
     progress_callback,
 )
 from omnilit.checkpoint.save import saved_step
+from omnilit.cli.imports import IMPORTS
 from omnilit.cli.owners import KEPT
 from omnilit.cli.plan import HIDDEN, OPS, Reading, RunPlan
 from omnilit.cli.resolved import BUFFER, GROUPS, printed_tree, resolved_tree
@@ -212,7 +213,9 @@ def print_help(verb: str, group: str, module_class: type[OmniModule]) -> None:
     usage = f"omnilit {verb} --config FILE [--path.to.field VALUE ...]"
     more = f"Lightning's own arguments: omnilit {verb} --help trainer"
     parser = LightningArgumentParser(usage=usage, description=more, add_help=False)
-    shown = (group,) if group else ("model", "data", "train")
+    shown = (group,) if group else (IMPORTS.path, "model", "data", "train")
+    if IMPORTS.path in shown:
+        parser.add_argument(f"--{IMPORTS.path}", type=IMPORTS.annotation, help=IMPORTS.description)
     if "model" in shown:
         parser.add_class_arguments(module_class, "model", skip={*HIDDEN}, instantiate=False)
     if "data" in shown:

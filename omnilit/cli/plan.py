@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from omnilit.checkpoint.layout import resolve_load_path
+from omnilit.cli.imports import IMPORTS, import_given
 from omnilit.cli.launch import Launch, plan_launch
 from omnilit.cli.owners import KEPT, ROOT_MOVED, check_trainer_keys, check_trainer_types
 from omnilit.cli.raw import Command, RawConfig, Tree, field_path, merge
@@ -103,10 +104,10 @@ def read(command: Command) -> Reading:
     """Merge files and flags, and check every key and type; nothing is raised for those."""
     own = {name: task_fields(load_task(name)) for name in TASKS}
     fields_of_all = {entry.path: entry for fields in own.values() for entry in fields}
-    raw = merge(command, fields_of_all.values())
+    raw = import_given(merge(command, fields_of_all.values()))
     known = task_fields(choose_task(_good_part(raw)).module_class)
     if not fields_of_all.keys() >= {entry.path for entry in known}:  # a class from elsewhere
-        raw = merge(command, [*fields_of_all.values(), *known])
+        raw = import_given(merge(command, [*fields_of_all.values(), *known]))
     return _check_reading(raw, known, own)
 
 
@@ -225,6 +226,7 @@ def _wrong_fields(problems: Sequence[Problem], fields: Sequence[Field]) -> set[s
 def task_fields(module_class: type[OmniModule]) -> list[Field]:
     """Every field that a configuration file of this task may hold."""
     found = [
+        IMPORTS,
         *constructor_fields(module_class, "model", hidden=HIDDEN),
         *constructor_fields(OmniDataModule, "data", hidden=HIDDEN),
         *dataclass_fields(TrainingArguments, "train"),

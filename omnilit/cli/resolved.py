@@ -13,7 +13,7 @@ from omnilit.config.view import View
 from omnilit.kernels.slots import SLOTS
 
 BUFFER: Final = "data.dyn_bsz_buffer_size"
-GROUPS: Final = ("model", "data", "train", "dpo_config", "infer", "trainer")
+GROUPS: Final = ("imports", "model", "data", "train", "dpo_config", "infer", "trainer")
 
 
 def resolved_tree(plan: RunPlan) -> Tree:
@@ -51,7 +51,7 @@ def _finish(tree: Tree, source: RunPlan | Reading, trainer: Mapping[str, Any]) -
     for path, value in walk_leaves(source.raw.written):
         if is_interpolation(value):
             put_leaf(tree, _nested(path), value)
-    return {group: tree[group] for group in GROUPS if tree.get(group)}
+    return {group: tree[group] for group in GROUPS if tree.get(group) not in (None, {})}
 
 
 def _nested(path: str) -> str:

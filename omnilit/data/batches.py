@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from omnilit.data.collate import PLAIN, CollateSettings, make_batch
 from omnilit.errors import DataError
+from omnilit.plugins import IMPORTED, import_again
 from omnilit.types import MicroBatch, Sample
 
 T = TypeVar("T")
@@ -85,6 +87,7 @@ def loader_arguments(workers: WorkerSettings) -> dict[str, Any]:
         "prefetch_factor": workers.prefetch_factor if workers.num_workers else None,
         "pin_memory": workers.pin_memory,
         "generator": torch.Generator(),
+        "worker_init_fn": partial(_start_worker, tuple(IMPORTED)),
     }
 
 
@@ -174,6 +177,10 @@ def _take(batches: Iterator[T], reports: _DeathReports) -> T | None:
 
 def _is_report(error: RuntimeError) -> bool:
     return str(error).startswith("DataLoader worker")
+
+
+def _start_worker(imports: tuple[str, ...], _number: int) -> None:
+    import_again(imports)  # nothing to do where it was forked from this process
 
 
 class _Bins(Dataset[MicroBatch]):

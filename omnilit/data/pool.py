@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from omnilit.errors import DataError
+from omnilit.plugins import IMPORTED, import_again
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,7 +63,8 @@ def map_in_order(
         held = Path(folder) / "state.pickle"
         held.write_bytes(pickle.dumps(state))
         call = partial(_call, str(held), function)
-        with ProcessPoolExecutor(num_workers, context, initializer=_start_worker) as executor:
+        imports = (tuple(IMPORTED),)
+        with ProcessPoolExecutor(num_workers, context, _start_worker, imports) as executor:
             try:
                 yield from _run(executor, call, iter(batches), AHEAD * num_workers)
             except BrokenProcessPool as error:
@@ -87,9 +89,10 @@ def _run(
         yield result
 
 
-def _start_worker() -> None:
+def _start_worker(imports: tuple[str, ...]) -> None:
     os.environ.update(SINGLE_THREADED)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    import_again(imports)  # before what was pickled is read
 
 
 def _end_with_parent() -> None:

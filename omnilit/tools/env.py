@@ -16,6 +16,7 @@ from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import table_of_backends
 from omnilit.logging import format_table
+from omnilit.plugins import find_plugins
 from omnilit.tools.host import best_machine
 
 PACKAGES: Final = (
@@ -60,6 +61,9 @@ def report(machine: Machine) -> str:
         format_table("machine", ("what", "value"), machine_rows(machine)),
         format_table("kernels", ("slot", "backend", "here"), table_of_backends(machine)),
     )
+    if plugins := find_plugins():
+        rows = [(p.name, p.module, p.distribution, "on" if p.is_on else "off") for p in plugins]
+        tables += (format_table("plug-ins", ("name", "imports", "of", "state"), rows),)
     return "\n\n".join(tables) + "\n"
 
 

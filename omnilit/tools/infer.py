@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from omnilit.checkpoint.layout import HF_FOLDER, checkpoints_folder, step_of
 from omnilit.checkpoint.manifest import COMPLETE
+from omnilit.cli.imports import IMPORTS, import_given
 from omnilit.cli.raw import merge, read_command
 from omnilit.config import InferArguments
 from omnilit.config.check import check_values
@@ -95,7 +96,7 @@ def parse_request(argv: Sequence[str]) -> Request:
         ConfigError: Unknown flags or keys, wrong values, no model; all of them together.
     """
     words, prompt = _take_prompt(argv)
-    raw = merge(read_command(words), _fields())
+    raw = import_given(merge(read_command(words), _fields()))
     checked = check_values(raw.resolved, _fields(), others=OTHER_VERBS)
     view = View.of(checked, _fields(), verb="infer")
     doubtful = checked.doubtful | {problem.key for problem in raw.problems}
@@ -165,7 +166,7 @@ def hold_conversation(chat: Chat, source: TextIO, out: TextIO) -> None:
 
 
 def _fields() -> list[Field]:
-    return dataclass_fields(InferArguments, "infer")
+    return [IMPORTS, *dataclass_fields(InferArguments, "infer")]
 
 
 def _take_prompt(argv: Sequence[str]) -> tuple[list[str], str | None]:

@@ -24,6 +24,7 @@ ADDED = {
     "data.overlong",
     "data.transform",
     "data.truncation_side",
+    "imports",
     "model.ops_implementation.preset",
     "model.strict",
     "model.trust_remote_code",

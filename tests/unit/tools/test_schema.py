@@ -86,7 +86,9 @@ def test_whole_argument_tree_is_plain_json():
 def test_every_task_is_in_the_printed_schema(capsys):
     assert run([]) == 0
     properties = json.loads(capsys.readouterr().out)["properties"]
-    assert {"model", "data", "train", "dpo_config", "infer", "trainer"} == set(properties)
+    groups = {"imports", "model", "data", "train", "dpo_config", "infer", "trainer"}
+    assert groups == set(properties)
+    assert properties["imports"]["anyOf"][0] == {"type": "array", "items": {"type": "string"}}
     assert "train_path" in properties["data"]["properties"]
     assert "config_path" in properties["model"]["anyOf"][0]["properties"]
 
