@@ -7,7 +7,7 @@ DEMO := demo_output
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: setup demo format lint types arch unit dist check test invariant bench coverage audit clean
+.PHONY: setup demo format lint types arch unit dist check test invariant bench coverage audit docs clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,10 @@ coverage: setup
 audit: setup
 	$(BIN)/deptry omnilit
 	$(BIN)/pip check
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -b html -d build/doctrees docs build/docs
 
 clean:
 	rm -rf $(DEMO)
