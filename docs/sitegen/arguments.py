@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ REFERENCE: Final = Path(__file__).parents[2] / "tests" / "data" / "reference_fie
 HEADER: Final = "| setting | type | default | meaning | state |\n|---|---|---|---|---|\n"
 
 
+@cache
 def every_field() -> dict[str, Field]:
     """All fields of all tasks by path, each once, in the order of a file."""
     fields: dict[str, Field] = {}
@@ -26,6 +28,7 @@ def every_field() -> dict[str, Field]:
     return fields
 
 
+@cache
 def only_tasks() -> dict[str, str]:
     """The task of each field that one task alone has."""
     owners: dict[str, list[str]] = {}

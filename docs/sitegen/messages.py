@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -58,13 +59,14 @@ class Message:
     fix: str
 
 
-def find_messages(package: Path = PACKAGE) -> list[Message]:
+@cache
+def find_messages(package: Path = PACKAGE) -> tuple[Message, ...]:
     """All messages of a package's source, sorted, each once."""
     found: set[Message] = set()
     for file in sorted(package.rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         found.update(_of_module(tree))
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _of_module(tree: ast.Module) -> Iterator[Message]:
@@ -207,6 +209,8 @@ def _label(node: ast.expr) -> str:
         case ast.Call(func=ast.Name(id="suggest")):
             label = "hint"
         case ast.Subscript(value=inner) | ast.Call(args=[inner, *_]) | ast.BinOp(left=inner):
+            label = _label(inner)
+        case ast.Call(func=ast.Attribute(value=inner)):
             label = _label(inner)
         case ast.GeneratorExp(generators=[part, *_]) | ast.ListComp(generators=[part, *_]):
             label = _label(part.iter)
