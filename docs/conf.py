@@ -21,9 +21,12 @@ release: Final = __version__
 extensions: Final = ["myst_parser"]
 source_suffix: Final = {".md": "markdown"}
 exclude_patterns: Final = ["sitegen"]
+myst_enable_extensions: Final = ["deflist"]
 myst_heading_anchors: Final = 3
 html_theme: Final = "furo"
 html_title: Final = f"omnilit {__version__}"
+html_static_path: Final = ["_static"]
+html_css_files: Final = ["site.css"]
 html_copy_source: Final = False
 html_show_sourcelink: Final = False
 

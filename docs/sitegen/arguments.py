@@ -16,7 +16,6 @@ from omnilit.config.status import TOPICS, FieldStatus, load_status
 from omnilit.tools.schema import all_fields
 
 REFERENCE: Final = Path(__file__).parents[2] / "tests" / "data" / "reference_fields.json"
-HEADER: Final = "| setting | type | default | meaning | state |\n|---|---|---|---|---|\n"
 
 
 @cache
@@ -39,7 +38,7 @@ def only_tasks() -> dict[str, str]:
 
 
 def arguments_page() -> str:
-    """A section for each group, a row for each field."""
+    """A section for each group, an entry for each field."""
     fields, status, known = every_field(), load_status(), _reference_paths()
     groups: dict[str, list[Field]] = {}
     for entry in fields.values():
@@ -51,16 +50,16 @@ def arguments_page() -> str:
         title = f"`{group}`" if group else "At the top of a file"
         readers = {tasks.get(entry.path, "") for entry in groups[group]}
         note = f"Read by `{readers.pop()}` only.\n\n" if "" not in readers else ""
-        rows = "".join(_row(entry, status, known) for entry in groups[group])
-        sections.append(f"## {title}\n\n{note}{HEADER}{rows}")
+        entries = "".join(_entry(entry, status, known) for entry in groups[group])
+        sections.append(f"## {title}\n\n{note}{entries}")
     return "\n".join(sections)
 
 
-def status_table(prefix: str) -> str:
+def settings_below(prefix: str) -> str:
     """The fields under a prefix, with what they can do in this version."""
     status, known = load_status(), _reference_paths()
     found = [entry for path, entry in every_field().items() if path.startswith(f"{prefix}.")]
-    return HEADER + "".join(_row(entry, status, known) for entry in found)
+    return "".join(_entry(entry, status, known) for entry in found)
 
 
 def refused_table() -> str:
@@ -74,26 +73,21 @@ def refused_table() -> str:
     return "| comes with | settings |\n|---|---|\n" + "".join(lines)
 
 
-def _row(entry: Field, status: Mapping[str, FieldStatus], known: set[str]) -> str:
-    default = "required" if entry.required else f"`{_plain(entry.default)}`"
-    cells = (
-        f"`{entry.path}`",
-        describe(entry.annotation),
-        default,
-        entry.description,
-        _state(entry, status[entry.path], known),
-    )
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+def _entry(entry: Field, status: Mapping[str, FieldStatus], known: set[str]) -> str:
+    """One field, as an item of a list of definitions."""
+    default = "required" if entry.required else f"default `{_plain(entry.default)}`"
+    title = f"`{entry.path}`: {describe(entry.annotation)}, {default}"
+    return f"{title}\n: {entry.description} *{_state(entry, status[entry.path], known)}.*\n\n"
 
 
 def _state(entry: Field, row: FieldStatus, known: set[str]) -> str:
     """What a field can do today, and where it is not from the reference."""
     if row.issue is None:
-        state = "works"
+        state = "Works"
     elif row.legal:
-        state = f"so far {_values(row)}; the rest comes with {TOPICS[row.issue]}"
+        state = f"So far {_values(row)}; the rest comes with {TOPICS[row.issue]}"
     else:
-        state = f"refused; comes with {TOPICS[row.issue]}"
+        state = f"Refused; comes with {TOPICS[row.issue]}"
     return state if entry.path in known else f"{state}; [added](additions.md)"
 
 

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from sitegen.arguments import arguments_page, refused_table, status_table
+from sitegen.arguments import arguments_page, refused_table, settings_below
 from sitegen.messages import CHECKPOINTS, DATA, SETTINGS, TRAINING, Message, find_messages
 
+NO_ADVICE: Final = "What to do depends on what the message names."
 PLACE: Final = re.compile(r"<!-- generated: ([\w.]+) -->")
 
 
-def messages_table(kind: str) -> str:
-    """All messages of a kind."""
+def messages_list(kind: str) -> str:
+    """All messages of a kind, each with its advice; those of a known setting first."""
     found = [message for message in find_messages() if message.kind == kind]
-    has_key = any(message.key for message in found)
-    header = ("setting", "message", "to fix") if has_key else ("message", "to fix")
-    lines = [header, ("---",) * len(header), *(_cells(m, has_key=has_key) for m in found)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(_entry(m) for m in sorted(found, key=lambda m: not m.key))
 
 
 GENERATORS: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
     {
         "arguments": arguments_page,
         "refused": refused_table,
-        "accelerator": partial(status_table, "train.accelerator"),
-        "checkpoint": partial(status_table, "train.checkpoint"),
-        **{f"messages.{k}": partial(messages_table, k) for k in (SETTINGS, DATA)},
-        **{f"messages.{k}": partial(messages_table, k) for k in (CHECKPOINTS, TRAINING)},
+        "accelerator": partial(settings_below, "train.accelerator"),
+        "checkpoint": partial(settings_below, "train.checkpoint"),
+        **{f"messages.{k}": partial(messages_list, k) for k in (SETTINGS, DATA)},
+        **{f"messages.{k}": partial(messages_list, k) for k in (CHECKPOINTS, TRAINING)},
     }
 )
 
@@ -44,14 +43,9 @@ def fill(text: str) -> str:
     return PLACE.sub(lambda match: GENERATORS[match[1]](), text)
 
 
-def _cells(message: Message, *, has_key: bool) -> tuple[str, ...]:
-    key = (_code(message.key),) if has_key else ()
-    return (*key, _code(message.problem), message.fix.replace("|", "\\|").replace("<", "\\<"))
-
-
-def _code(text: str) -> str:
-    """Text as it stands, in a cell of a table."""
-    if not text:
-        return ""
-    ticks = "``" if "`" in text else "`"
-    return f"{ticks}{text}{ticks}".replace("|", "\\|")
+def _entry(message: Message) -> str:
+    """One message, as an item of a list of definitions."""
+    said = f"{message.key}: {message.problem}" if message.key else message.problem
+    ticks = "``" if "`" in said else "`"
+    fix = f"To fix: {html.escape(message.fix, quote=False)}." if message.fix else NO_ADVICE
+    return f"{ticks}{said}{ticks}\n: {fix}\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,13 +14,20 @@ import yaml
 from omnilit.cli.main import run
 from omnilit.testing import run_ranks
 from tests.helpers import training
-from tests.helpers.guide import write_guide
+from tests.helpers.guide import DOCS, write_guide
 
 pytestmark = pytest.mark.dist
+METRICS = DOCS / "metrics.md"
 OVERRIDES = [
     "--model.init_args.model_path", "null", "--model.init_args.config_path", "model",
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
 ]  # fmt: skip
+
+
+def documented_keys() -> dict[str, str]:
+    """The keys of the page on metrics, each with when it is there."""
+    rows = re.findall(r"^\| `([^`]+)` \|.*\| (\w[^|]*) \|$", METRICS.read_text(), re.MULTILINE)
+    return dict(rows)
 
 
 def run_guide(folder: Path, *files: str) -> list[dict[str, float]]:
@@ -76,16 +84,27 @@ def write_base(folder: Path, **data: object) -> None:
 
 
 def test_task_kernel_template_collator_callbacks_and_logger_train_together(folder):
-    write_base(folder)
+    write_base(folder, eval_path="train.jsonl", source_name="mine")
     files = ("task.yaml", "kernel.yaml", "template.yaml", "collator.yaml", "callbacks.yaml")
     (lines,) = run_ranks(run_guide, 1, folder, *files, tmp_path=folder)
     assert [line["step"] for line in lines] == [1, 2, 3]
+    check_documented(lines)
     (csv,) = (folder / "output" / "csv").rglob("metrics.csv")
     header, *rows = csv.read_text().splitlines()
     assert {"loss", "lr-AdamW/backbone"} <= set(header.split(","))
     assert len(rows) >= 3
     kept = yaml.safe_load((folder / "run" / "config.yaml").read_text())
     assert kept["imports"] == ["my_package.register"]
+
+
+def check_documented(lines: list[dict[str, float]]) -> None:
+    """What is written is on the page of metrics, and what the page promises is written."""
+    documented = {re.sub(r"<\w+>", ".+", key): when for key, when in documented_keys().items()}
+    always = [pattern for pattern, when in documented.items() if when == "always"]
+    for line in lines:
+        assert not [key for key in line if not any(re.fullmatch(p, key) for p in documented)]
+        assert not [p for p in always if not any(re.fullmatch(p, key) for key in line)]
+    assert {"eval_loss", "source/mine/loss", "source/mine/tokens"} <= lines[-1].keys()
 
 
 def test_transform_and_reader_train_by_their_names(folder):
