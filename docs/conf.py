@@ -13,7 +13,7 @@ from sitegen.pages import fill
 from omnilit import __version__
 
 if TYPE_CHECKING:
-    from sphinx.application import Sphinx
+    from sphinx.application import Sphinx  # pyright: ignore[reportMissingImports] - an extra
 
 project: Final = "omnilit"
 author: Final = "the omnilit developers"

@@ -41,6 +41,7 @@ LAUNCH_KEYS = DEVICE_KEYS | {"trainer.devices", "trainer.num_nodes"}
 DATA_TYPE = "data.data_type"
 # What `omnilit data` reads of the values: where these begin
 READ_BY_DATA = (
+    "imports",
     "data.",
     "model.config_path",
     "model.model_path",
