@@ -135,16 +135,17 @@ def write_outputs(request: Request, found: Loaded, console: Console) -> None:
     Raises:
         ConfigError: One of them cannot be written.
     """
-    from omnilit.tools.data_page import build_page, save_page
+    from omnilit.tools.data_page import build_page
     from omnilit.tools.data_report import build_histograms
     from omnilit.tools.data_view import show_parts, show_samples
     from omnilit.tools.histogram import save_png
+    from omnilit.tools.page import save_page
 
     show_parts(found.parts, console)
     show_samples(found.samples, console)
     if request.html is not None:
         title = "Data of " + ", ".join(map(str, request.command.files))
-        save_page(build_page(title, found.parts, found.samples), request.html)
+        save_page(build_page(title, found.parts, found.samples), request.html, key="--html")
         sys.stderr.write(f"page: {request.html}\n")
     histograms = [h for part in found.parts for h in build_histograms(part)]
     if request.png is not None and histograms:

@@ -1,42 +1,16 @@
-"""Statistics and samples as one HTML page that needs nothing beside itself."""
+"""Statistics and samples of a data set as one HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import groupby
-from pathlib import Path
 from typing import Final
 
-from omnilit.errors import ConfigError
-from omnilit.tools.data_report import PartReport, Table, build_histograms, build_tables
-from omnilit.tools.data_view import Piece, ShownSample, escape_controls
+from omnilit.tools.data_report import PartReport, build_histograms, build_tables
+from omnilit.tools.data_view import ShownSample
 from omnilit.tools.histogram import draw_svg
+from omnilit.tools.page import SAMPLES_LEGEND, build_document, render_sample, render_table
 
-STYLE: Final = """\
-:root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --soft: #5b6570;
-  --line: #d5dae0; --bar: #2f6fb4; --trained: #c4ecc8; --mark: #1c6b2a; --panel: #f6f7f9; }
-@media (prefers-color-scheme: dark) { :root { --text: #e3e7eb; --back: #15181c; --soft: #98a2ad;
-  --line: #363d45; --bar: #6fa8e0; --trained: #1f4d29; --mark: #8fdb9b; --panel: #1d2126; } }
-body { color: var(--text); background: var(--back); margin: 2rem auto; max-width: 72rem;
-  padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-h3 { font-size: 0.85rem; margin: 0.4rem 0; color: var(--soft); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child, .words th, .words td { text-align: left; overflow-wrap: anywhere; }
-svg { font: 10px sans-serif; } svg text { fill: var(--soft); }
-svg .bar { fill: var(--bar); } svg .count { text-anchor: middle; }
-.sample { border: 1px solid var(--line); border-radius: 6px; margin: 1rem 0; padding: 0.6rem 1rem;
-  background: var(--panel); }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.4rem 0; color: var(--soft);
-  font: 13px/1.6 ui-monospace, monospace; }
-mark { color: inherit; background: var(--trained); color: var(--text); border-radius: 3px;
-  box-shadow: 0 0 0 1px var(--mark); }
-.special { font-style: italic; opacity: 0.75; } .weight { color: var(--mark); }
-"""
 WORDY: Final = frozenset({"what", "where"})  # tables of words, by their first column
 
 
@@ -50,75 +24,16 @@ def build_page(title: str, parts: Iterable[PartReport], samples: Sequence[ShownS
     """
     body = [f"<h1>{escape(title)}</h1>"]
     for part in parts:
-        body += [_table(table) for table in build_tables(part)]
+        body += [
+            render_table(table, kind="words" if table.header[0] in WORDY else "")
+            for table in build_tables(part)
+        ]
         body += [
             f'<h2>{escape(h.title)}</h2><div class="wide">{draw_svg(h)}</div>'
             for h in build_histograms(part)
         ]
         body += [f"<p>Note: {escape(note)}</p>" for note in part.notes]
     if samples:
-        legend = "<mark>Marked text</mark> is supervised; a weight other than 1 stands behind it."
-        body.append(f"<h2>Samples</h2><p>{legend}</p>")
-        body += [_sample(sample) for sample in samples]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def save_page(page: str, path: Path) -> None:
-    """Write a page; its folder is made.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            key="--html",
-            problem=f"{path} cannot be written: {error.strerror}",
-            fix="name a file in a folder that can be written",
-        ) from error
-
-
-def _table(table: Table) -> str:
-    kind = ' class="words"' if table.header[0] in WORDY else ""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
-    rows = "\n".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows
-    )
-    return (
-        f'<h2>{escape(table.title)}</h2>\n<div class="wide"><table{kind}>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _sample(sample: ShownSample) -> str:
-    parts = [
-        (f"<h3>{escape(title)}</h3>" if title else "")
-        # a parser drops the first line break of <pre>, so one of ours goes before the text's own
-        + f"<pre>\n{_text(pieces)}</pre>"
-        for title, pieces in sample.parts
-    ]
-    return f'<div class="sample"><h3>{escape(sample.heading)}</h3>{"".join(parts)}</div>'
-
-
-def _text(pieces: Sequence[Piece]) -> str:
-    """The pieces, stretches of one weight marked together."""
-    found = []
-    for weight, group in groupby(pieces, key=lambda piece: piece.weight):
-        text = "".join(_piece(piece) for piece in group)
-        is_usual = weight in (0, 1)
-        behind = "" if is_usual else f'<span class="weight">{{{weight:g}}}</span>'
-        found.append(f"<mark>{text}</mark>{behind}" if weight else text)
-    return "".join(found)
-
-
-def _piece(piece: Piece) -> str:
-    text = escape(escape_controls(piece.text))
-    return f'<span class="special">{text}</span>' if piece.is_special else text
+        body.append(f"<h2>Samples</h2><p>{SAMPLES_LEGEND}</p>")
+        body += [render_sample(sample) for sample in samples]
+    return build_document(title, "\n".join(body))

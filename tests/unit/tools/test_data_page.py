@@ -2,10 +2,8 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 
-from omnilit.errors import ConfigError
-from omnilit.tools.data_page import build_page, save_page
+from omnilit.tools.data_page import build_page
 from omnilit.tools.data_report import Packing, PartReport, SourceData
 from omnilit.tools.data_view import Piece, ShownSample
 from omnilit.types import Origin
@@ -101,14 +99,3 @@ def test_numbers_and_notes_are_there():
     assert "train: recordstrain: tokenstrain: packing" in structure.texts["h2"]
     assert "100.000 %" in structure.texts["td"]
     assert "Note: a < b" in structure.texts["p"]
-
-
-def test_a_page_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"--html: .*a\.html cannot be written"):
-        save_page("x", tmp_path / "file" / "a.html")
-
-
-def test_the_folder_of_a_page_is_made(tmp_path):
-    save_page("x", tmp_path / "new" / "a.html")
-    assert (tmp_path / "new" / "a.html").read_text() == "x"
