@@ -85,12 +85,67 @@ def load_data(view: View, *, num_shown: int = 0) -> Loaded:
         ConfigError: The data, the tokenizer or the template cannot be found or used.
         DataError: A file cannot be read.
     """
-    tokenizer = _load_tokenizer(view)
+    tokenizer = load_view_tokenizer(view)
     parts = [_load_part(view, name, tokenizer) for name, key in KEYS.items() if view[key]]
     samples: list[ShownSample] = []
     if num_shown and tokenizer is not None:
         samples = _decode_samples(parts[0].datasets, num_shown, tokenizer, view)
     return Loaded(tuple(part.report for part in parts), tuple(samples))
+
+
+def load_view_tokenizer(view: View) -> PreTrainedTokenizerBase | None:
+    """The model's, with the checks of a run; None for records that are not tokenised.
+
+    Raises:
+        ConfigError: It cannot be found, or does not fit the model.
+    """
+    if view["data.data_type"] == "diffusion" and view["data.transform"] is None:
+        return None
+    config_path, model_path = view["model.config_path"], view["model.model_path"]
+    is_trusted = view["model.trust_remote_code"]
+    path = view["model.tokenizer_path"] or config_path or model_path
+    if path is None:
+        raise ConfigError(
+            key="model.tokenizer_path",
+            problem="neither tokenizer_path, config_path nor model_path is given",
+            fix="give the folder of the tokenizer",
+        )
+    folder = Path(path).parent if Path(path).expanduser().is_file() else path
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=is_trusted)
+    if config_path or model_path:
+        config = load_model_config(config_path, model_path, trust_remote_code=is_trusted)
+        check_tokenizer(tokenizer, config)
+        check_positions(view["data.max_seq_len"], config, is_loud=True)
+    return tokenizer
+
+
+def list_requests(view: View, name: str) -> tuple[Mixture | None, list[PrepareRequest]]:
+    """What to prepare of the training or the evaluation data.
+
+    Args:
+        view: The values, from `make_data_view`.
+        name: `train` or `eval`.
+
+    Returns:
+        The mixture, where the data is one, and a request for each source.
+
+    Raises:
+        ConfigError: A source that does not exist or holds no data.
+    """
+    key = KEYS[name]
+    path = view[key]
+    mixture = find_mixture(path, key=key)
+    own_name = view["data.source_name"] if name == "train" else None
+    specs = mixture.sources if mixture else (SourceSpec(own_name or name, path),)
+    return mixture, prepare_requests(
+        specs,
+        _transform_settings(view),
+        key=key,
+        mixture_file=path if mixture else None,
+        datasets_type=view["data.datasets_type"],
+        silent_exception=view["data.silent_exception"],
+        max_bad_fraction=1.0,  # the verb tells of all of them before it judges
+    )
 
 
 def prepare_or_skip(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> PreparedInfo:
@@ -130,43 +185,8 @@ def scan_bad(
     return num_records, num_bad, tuple(first)
 
 
-def _load_tokenizer(view: View) -> PreTrainedTokenizerBase | None:
-    """The model's, with the checks of a run; None for records that are not tokenised."""
-    if view["data.data_type"] == "diffusion" and view["data.transform"] is None:
-        return None
-    config_path, model_path = view["model.config_path"], view["model.model_path"]
-    is_trusted = view["model.trust_remote_code"]
-    path = view["model.tokenizer_path"] or config_path or model_path
-    if path is None:
-        raise ConfigError(
-            key="model.tokenizer_path",
-            problem="neither tokenizer_path, config_path nor model_path is given",
-            fix="give the folder of the tokenizer",
-        )
-    folder = Path(path).parent if Path(path).expanduser().is_file() else path
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=is_trusted)
-    if config_path or model_path:
-        config = load_model_config(config_path, model_path, trust_remote_code=is_trusted)
-        check_tokenizer(tokenizer, config)
-        check_positions(view["data.max_seq_len"], config, is_loud=True)
-    return tokenizer
-
-
 def _load_part(view: View, name: str, tokenizer: PreTrainedTokenizerBase | None) -> _Part:
-    key = KEYS[name]
-    path = view[key]
-    mixture = find_mixture(path, key=key)
-    own_name = view["data.source_name"] if name == "train" else None
-    specs = mixture.sources if mixture else (SourceSpec(own_name or name, path),)
-    requests = prepare_requests(
-        specs,
-        _transform_settings(view),
-        key=key,
-        mixture_file=path if mixture else None,
-        datasets_type=view["data.datasets_type"],
-        silent_exception=view["data.silent_exception"],
-        max_bad_fraction=1.0,  # the verb tells of all of them before it judges
-    )
+    mixture, requests = list_requests(view, name)
     sources = [_load_source(request, tokenizer) for request in requests]
     datasets = [source.dataset for source in sources if source.dataset is not None]
     packed = _Packed()
