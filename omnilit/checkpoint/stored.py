@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from omnilit.errors import CheckpointError
+
+# What torch raises on bytes that it did not write, or that were changed since
+DAMAGE: Final = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    struct.error,
+    pickle.UnpicklingError,
+)
 
 
 def pack_plain(name: str, value: object) -> bytes:
@@ -42,7 +54,7 @@ def read_plain(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
 
 
