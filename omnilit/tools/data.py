@@ -7,15 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
 from omnilit.cli.plan import READ_BY_DATA, make_data_view, read
 from omnilit.cli.raw import Command, read_command
-from omnilit.config.coerce import CoercionError, coerce, describe, parse_flag
+from omnilit.config.coerce import describe
 from omnilit.errors import ConfigError, Problem
 from omnilit.logging import format_table, show_on_rank_zero
+from omnilit.tools.flags import take_count, take_value
 
 if TYPE_CHECKING:
     from omnilit.tools.data_load import Loaded
@@ -99,14 +100,12 @@ def parse_request(argv: Sequence[str]) -> Request:
     if command.help_group:
         problem = f"there is no group {command.help_group!r}, but one page"
         problems.append(Problem("--help", problem, "give --help alone"))
-    shown = _take(own, "show", int, problems) if "show" in own else 0
-    if isinstance(shown, int) and shown < 0:
-        problems.append(Problem("--show", f"{shown} is below 0", "give the number of samples"))
-    html = Path(_take(own, "html", str, problems)) if "html" in own else None
+    shown = take_count(own, "show", problems) if "show" in own else 0
+    html = Path(take_value(own, "html", str, problems)) if "html" in own else None
     png = None
     if "png" in own:
         beside = html.parent if html else Path()
-        png = Path(_take(own, "png", str, problems)) if own["png"] else beside / PNG
+        png = Path(take_value(own, "png", str, problems)) if own["png"] else beside / PNG
     if problems:
         raise ConfigError.of(problems)
     flags = tuple(flag for flag in command.flags if flag[0] not in own)
@@ -174,16 +173,3 @@ def find_refusals(
         elif bad > max_bad_fraction * records:
             found.append(f"{count}, more than data.max_bad_fraction {max_bad_fraction:g}")
     return found
-
-
-def _take(own: dict[str, tuple[str, ...]], name: str, kind: type, problems: list[Problem]) -> Any:
-    """The value of a flag; where it is wrong, a problem and the type's empty value."""
-    words = own[name]
-    if len(words) != 1:
-        problems.append(Problem(f"--{name}", "needs one value", f"write --{name} VALUE"))
-        return kind()
-    try:
-        return coerce(parse_flag(words, kind), kind)
-    except CoercionError as error:
-        problems.append(Problem(f"--{name}", error.problem, error.fix))
-        return kind()
