@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 
@@ -7,29 +6,9 @@ from omnilit.tools.data_page import build_page
 from omnilit.tools.data_report import Packing, PartReport, SourceData
 from omnilit.tools.data_view import Piece, ShownSample
 from omnilit.types import Origin
+from tests.helpers.markup import parse
 
-VOID = {"meta"}
 EVIL = "<script>alert('&\"')</script>"
-
-
-class Structure(HTMLParser):
-    """Checks that every element is closed where it should be, and keeps what stands in it."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen, self.texts = [], [], {}
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        for tag in self.open:
-            self.texts[tag] = self.texts.get(tag, "") + data
 
 
 def page_of(*pieces, name="docs", parts=None):
@@ -38,14 +17,6 @@ def page_of(*pieces, name="docs", parts=None):
     report = PartReport("train", (source,), Packing(1, 8, 8, "best fit"), notes=("a < b",))
     sample = ShownSample(1, Origin(name, "a<b>.jsonl", 7), 5, 4, parts or (("", pieces),))
     return build_page(f"Data of {name}", [report], [sample])
-
-
-def parse(page):
-    structure = Structure()
-    structure.feed(page)
-    structure.close()
-    assert structure.open == []
-    return structure
 
 
 def test_everything_from_the_data_is_escaped():
