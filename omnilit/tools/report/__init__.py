@@ -1,0 +1,1 @@
+"""`omnilit report`: runs as one page, from the files that they left."""
