@@ -27,6 +27,7 @@ TARGETS: Final = {
     "env": "omnilit.tools.env",
     "schema": "omnilit.tools.schema",
     "data": "omnilit.tools.data",
+    "report": "omnilit.tools.report.command",
     "export": "omnilit.tools.export",
 }
 VERBS: Final = (
@@ -36,11 +37,10 @@ VERBS: Final = (
     ("env", "versions, devices, and what each kernel lacks on this machine"),
     ("schema", "print a JSON Schema of the YAML, for editors"),
     ("data", "look into a data set: numbers, bad records, samples with --show N"),
+    ("report", "write curves, settings and samples of runs as one page: omnilit report RUN_DIR..."),
     ("export", "make a Hugging Face folder of a checkpoint: omnilit export CHECKPOINT OUT"),
-    ("report", "not available yet: summarize a run"),
 )
 PARENT_TIMEOUT_S: Final = 30.0
-NOT_YET: Final = ("report",)
 # Lightning's names, which its users will try
 RENAMED: Final = {"test": "evaluation is 'validate'", "predict": "generation is 'infer'"}
 
@@ -135,9 +135,7 @@ def _outlive_parent() -> None:
 
 def _refuse(verb: str) -> int:
     known = list(TARGETS)
-    if verb in NOT_YET:
-        message = f"'{verb}' is not available yet."
-    elif verb in RENAMED:
+    if verb in RENAMED:
         message = f"there is no '{verb}': {RENAMED[verb]}."
     else:
         message = f"there is no '{verb}'.{suggest(verb, known)}"

@@ -265,10 +265,14 @@ def _packing_table(title: str, packing: Packing) -> Table:
 def _bad_table(part: PartReport) -> Table:
     shown = len(part.bad)
     more = f", the first {shown} of {part.num_bad:,}" if part.num_bad > shown else ""
-    rows = tuple(
-        (f"{bad.file}:{bad.row}", shorten(bad.reason), shorten(bad.fix)) for bad in part.bad
+    return Table(f"{part.title}: bad records{more}", BAD_HEADER, bad_rows(part.bad))
+
+
+def bad_rows(records: Sequence[BadRecord]) -> tuple[tuple[str, ...], ...]:
+    """A row for each bad record, of the columns of `BAD_HEADER`."""
+    return tuple(
+        (f"{bad.file}:{bad.row}", shorten(bad.reason), shorten(bad.fix)) for bad in records
     )
-    return Table(f"{part.title}: bad records{more}", BAD_HEADER, rows)
 
 
 def shorten(text: str, limit: int = 300) -> str:

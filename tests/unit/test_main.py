@@ -4,7 +4,7 @@ import sys
 import pytest
 
 import omnilit
-from omnilit.__main__ import NOT_YET, TARGETS, VERBS, error_text, main
+from omnilit.__main__ import TARGETS, VERBS, error_text, main
 from omnilit.errors import CheckpointError, ConfigError, DataError, Problem
 
 
@@ -20,7 +20,7 @@ def test_help_and_no_arguments_list_every_verb(capsys):
     assert main([]) == 0
     assert capsys.readouterr().out == text
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("  ")][1:]
-    assert listed == [*TARGETS, *NOT_YET] == [name for name, _ in VERBS]
+    assert listed == [*TARGETS] == [name for name, _ in VERBS]
 
 
 def test_help_imports_nothing_heavy():
@@ -76,7 +76,6 @@ run_process()
         ("fti", "there is no 'fti'. Did you mean 'fit'?"),
         ("test", "there is no 'test': evaluation is 'validate'."),
         ("predict", "there is no 'predict': generation is 'infer'."),
-        ("report", "'report' is not available yet."),
     ],
 )
 def test_unknown_verb_names_what_to_use(capsys, verb, message):
