@@ -7,7 +7,8 @@ DEMO := demo_output
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: setup demo format lint types arch unit dist check test invariant bench coverage audit docs clean
+.PHONY: setup browser demo format lint types arch unit dist check test invariant bench coverage \
+	audit docs clean
 
 setup: $(STAMP)
 
@@ -16,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+# Chromium, for the tests that look at pages
+browser:
+	.ci/browser
 
 demo: setup
 	$(BIN)/python examples/stdlib_docs.py --out $(DEMO)/data
@@ -48,7 +53,7 @@ dist: setup
 check: lint types
 	$(BIN)/lint-imports
 
-test: setup
+test: setup browser
 	$(PYTEST)
 
 invariant: setup
@@ -59,7 +64,7 @@ bench: setup
 	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.data_vs_trl
 	$(BIN)/python -m benchmarks.data_scale
 
-coverage: setup
+coverage: setup browser
 	$(BIN)/coverage erase
 	$(TEST_ENV) $(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage combine --quiet

@@ -44,7 +44,8 @@ function findPoints(view, curves, wanted) {
   const [low, high] = readNumbers(view.dataset.x);
   const found = [];
   for (const curve of curves) {
-    const index = nearest(curve.steps, wanted);
+    let index = nearest(curve.steps, wanted);
+    if (curve.steps[index] < low) index += 1; // the nearest one is before the range
     const step = curve.steps[index];
     if (step >= low && step <= high && isShown(view.querySelector(`.r${curve.run}`)))
       found.push({ run: curve.run, step, value: curve.values[index] });
