@@ -17,8 +17,9 @@ from omnilit.tools.data_view import Piece, ShownSample, escape_controls
 STYLE: Final = """\
 :root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --soft: #5b6570;
   --line: #d5dae0; --bar: #2f6fb4; --trained: #c4ecc8; --mark: #1c6b2a; --panel: #f6f7f9; }
-@media (prefers-color-scheme: dark) { :root { --text: #e3e7eb; --back: #15181c; --soft: #98a2ad;
-  --line: #363d45; --bar: #6fa8e0; --trained: #1f4d29; --mark: #8fdb9b; --panel: #1d2126; } }
+@media screen and (prefers-color-scheme: dark) { :root { --text: #e3e7eb; --back: #15181c;
+  --soft: #98a2ad; --line: #363d45; --bar: #6fa8e0; --trained: #1f4d29; --mark: #8fdb9b;
+  --panel: #1d2126; } }
 body { color: var(--text); background: var(--back); margin: 2rem auto; max-width: 72rem;
   padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }

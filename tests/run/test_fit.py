@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from omnilit.__main__ import main
 from omnilit.tools import export
+from tests.helpers.markup import parse
 from tests.run.conftest import read_lines
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(300)]
@@ -67,6 +69,27 @@ def test_the_log_shows_what_was_chosen_and_every_step(finished):
     assert log.count("\nstep ") == 4
     assert "Traceback" not in log
     assert "Warning" not in log
+
+
+def test_the_report_shows_the_run(finished, task, omnilit, tmp_path, monkeypatch):
+    out, _ = finished
+    page = tmp_path / "report.html"
+    assert main(["report", str(out), "--out", str(page)]) == 0
+    structure = parse(page.read_text())
+    texts = structure.texts
+    tags = [tag for tag, _ in structure.seen]
+    assert tags.count("figure") == 9
+    assert f"{read_lines(out)[-1]['loss']:.5g}" in texts["td"]
+    for text in (
+        "global_step_4",
+        "complete",
+        "hf_ckpt",
+        "attn_implementation",
+        "processes",
+    ):
+        assert text in texts["td"]
+    assert f"{task / 'train.jsonl'}:1; " in texts["h3"]
+    assert "<|im_end|>" in texts["mark"]
 
 
 def test_the_export_answers(finished, omnilit):

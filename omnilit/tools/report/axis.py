@@ -93,7 +93,7 @@ def format_value(value: float, *, digits: int = 4) -> str:
     """A number in few characters: 0.25, 1.5k, 3e-5."""
     size = abs(value)
     for unit, letter in UNITS:
-        if size >= unit and (size >= 1e4 or value % 1000 == 0):
+        if size >= unit and (size >= 1e4 or value % 100 == 0):
             return f"{value / unit:.{digits}g}{letter}"
     if value and size < 1e-3:
         mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")

@@ -49,7 +49,8 @@ def build_page(runs: Sequence[Run], samples: Iterable[SharedSamples] = ()) -> st
         *(_section(section, frame) for section in sections),
         _configurations(runs),
         *(_samples(shared) for shared in samples),
-        _beside(*(_found(run) for run in runs), _table(describe_origins(runs))),
+        _beside(*(_found(run) for run in runs)),
+        _table(describe_origins(runs)),
     ]
     here = files("omnilit.tools.report")
     style = (here / STYLE).read_text("utf-8") + _run_style(len(runs))

@@ -51,7 +51,7 @@ def describe_origins(runs: Sequence[Run]) -> Table:
     for package in packages:
         cells[package] = lambda run, p=package: run.origin and run.origin.versions.get(p)
     for slot in slots:
-        cells[f"kernel: {slot}"] = lambda run, s=slot: run.origin and run.origin.kernels.get(s)
+        cells[slot] = lambda run, s=slot: run.origin and run.origin.kernels.get(s)
     return _table("Processes, versions and kernels", cells, runs)
 
 

@@ -101,7 +101,7 @@ def test_processes_versions_and_kernels_stand_side_by_side(tmp_path):
         "processes": ["1", "4", "-"],
         "torch": ["2.13", "2.14", "-"],
         "x": ["-", "1", "-"],
-        "kernel: rms_norm": ["eager", "-", "-"],
+        "rms_norm": ["eager", "-", "-"],
     }
     assert describe_origins([none]).rows == ()
 
