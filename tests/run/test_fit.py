@@ -71,7 +71,7 @@ def test_the_log_shows_what_was_chosen_and_every_step(finished):
     assert "Warning" not in log
 
 
-def test_the_report_shows_the_run(finished, task, omnilit, tmp_path, monkeypatch):
+def test_the_report_shows_the_run(finished, task, tmp_path):
     out, _ = finished
     page = tmp_path / "report.html"
     assert main(["report", str(out), "--out", str(page)]) == 0
@@ -80,13 +80,7 @@ def test_the_report_shows_the_run(finished, task, omnilit, tmp_path, monkeypatch
     tags = [tag for tag, _ in structure.seen]
     assert tags.count("figure") == 9
     assert f"{read_lines(out)[-1]['loss']:.5g}" in texts["td"]
-    for text in (
-        "global_step_4",
-        "complete",
-        "hf_ckpt",
-        "attn_implementation",
-        "processes",
-    ):
+    for text in ("global_step_4", "complete", "hf_ckpt", "attn_implementation", "processes"):
         assert text in texts["td"]
     assert f"{task / 'train.jsonl'}:1; " in texts["h3"]
     assert "<|im_end|>" in texts["mark"]

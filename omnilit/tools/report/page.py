@@ -50,7 +50,7 @@ def build_page(runs: Sequence[Run], samples: Iterable[SharedSamples] = ()) -> st
         _configurations(runs),
         *(_samples(shared) for shared in samples),
         _beside(*(_found(run) for run in runs)),
-        _table(describe_origins(runs)),
+        _origins(runs),
     ]
     here = files("omnilit.tools.report")
     style = (here / STYLE).read_text("utf-8") + _run_style(len(runs))
@@ -145,6 +145,11 @@ def _found(run: Run) -> str:
     if run.bad:
         parts.append(render_table(list_bad(run), kind="words"))
     return "\n".join(parts)
+
+
+def _origins(runs: Sequence[Run]) -> str:
+    table = describe_origins(runs)
+    return _table(table) or f"<h2>{table.title}</h2><p>No complete checkpoint tells them.</p>"
 
 
 def _beside(*parts: str) -> str:

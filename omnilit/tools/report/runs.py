@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -111,7 +113,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read every run.
 
     Raises:
-        ConfigError: Folders that hold no run, or the same one again; all of them together.
+        ConfigError: Folders that hold no run, or the same one again, all of them together; or a
+            file that this user may not read.
     """
     problems = [problem for folder in folders if (problem := _check_run(folder)) is not None]
     seen: set[Path] = set()
@@ -121,9 +124,15 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         seen.add(folder.resolve())
     if problems:
         raise ConfigError.of(problems)
-    return [
-        read_run(folder, name) for folder, name in zip(folders, name_runs(folders), strict=True)
-    ]
+    names = name_runs(folders)
+    try:
+        return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    except OSError as error:
+        raise ConfigError(
+            key=RUN_KEY,
+            problem=f"{error.filename} cannot be read: {error.strerror}",
+            fix="make it readable, or leave this run out",
+        ) from error
 
 
 def name_runs(folders: Sequence[Path]) -> list[str]:
@@ -195,9 +204,19 @@ def _list_saved(folder: Path) -> list[SavedStep]:
     for path in paths:
         if (step := step_of(path)) is not None:
             has_export = (path / HF_FOLDER / COMPLETE).is_file()
-            num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            found.append(SavedStep(path.name, step, _state_of(path), has_export, num_bytes))
+            state, num_bytes = _state_of(path), _count_bytes(path)
+            found.append(SavedStep(path.name, step, state, has_export, num_bytes))
     return sorted(found, key=lambda saved: (saved.step, saved.name))
+
+
+def _count_bytes(folder: Path) -> int:
+    """Size of all files; a run that is still going on may rename and remove some meanwhile."""
+    num_bytes = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                num_bytes += (Path(parent) / name).stat().st_size
+    return num_bytes
 
 
 def _state_of(folder: Path) -> str:

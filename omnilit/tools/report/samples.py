@@ -13,7 +13,7 @@ from omnilit.cli.raw import Command
 from omnilit.data.prepare import PrepareRequest
 from omnilit.data.readers import parse_row, read_rows
 from omnilit.data.transforms import Transform, build_transform
-from omnilit.errors import DataError, OmniError
+from omnilit.errors import ConfigError, DataError, OmniError
 from omnilit.tools.data_load import list_requests, load_view_tokenizer
 from omnilit.tools.data_view import ShownSample, describe_sample
 from omnilit.tools.report.runs import Run
@@ -88,7 +88,8 @@ def read_samples(folder: Path, num_shown: int) -> Iterator[ShownSample]:
         num_shown: How many, shared out over the sources.
 
     Raises:
-        ConfigError: The data, the tokenizer or the template cannot be found or used.
+        ConfigError: The data, the tokenizer or the template cannot be found or used, or the
+            records are not tokenised.
         DataError: A file cannot be read.
     """
     flags = ()
@@ -97,7 +98,11 @@ def read_samples(folder: Path, num_shown: int) -> Iterator[ShownSample]:
     view = make_data_view(Command((folder / CONFIG,), flags))
     tokenizer = load_view_tokenizer(view)
     if tokenizer is None:
-        return
+        raise ConfigError(
+            key="data.data_type",
+            problem="these records are not tokenised, so there is no text to mark",
+            fix="look at the files",
+        )
     has_class = view["data.data_type"] == "classification"
     _, requests = list_requests(view, "train")
     shares = [len(range(i, num_shown, len(requests))) for i in range(len(requests))]

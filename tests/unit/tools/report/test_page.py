@@ -91,6 +91,7 @@ def test_runs_without_configuration_or_steps_say_so(tmp_path):
     assert "a: metrics.jsonl holds no step yet" in page
     assert "a: config.resolved.yaml is missing." in page
     assert "<p>None is there.</p>" in page
+    assert "No complete checkpoint tells them." in page
 
 
 def test_a_group_of_many_charts_is_closed_at_first(tmp_path):

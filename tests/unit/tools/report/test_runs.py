@@ -126,6 +126,17 @@ def test_runs_are_named_by_the_shortest_ends_that_differ(tmp_path):
     assert name_runs([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]
 
 
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "a")
+
+    def refuse(file):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("omnilit.tools.report.runs.read_metrics", refuse)  # root may read all files
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read: Permission denied"):
+        read_runs([folder])
+
+
 def test_all_folders_that_hold_no_run_are_told_with_runs_nearby(tmp_path):
     run = write_run(tmp_path / "out" / "a")
     (tmp_path / "empty").mkdir()

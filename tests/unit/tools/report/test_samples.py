@@ -19,12 +19,12 @@ def write(tmp_path, model, monkeypatch):
     """Write the folder of a run whose configuration names this data."""
     monkeypatch.setenv("OMNILIT_CACHE", str(tmp_path / "cache"))
 
-    def write_run(name, data, *, has_assets=False, **over):
+    def write_run(name, data, *, task="SFTModule", has_assets=False, **over):
         folder = tmp_path / name
         folder.mkdir()
         paths = {"config_path": str(model), "tokenizer_path": str(model)}
         settings = {
-            "model": {"class_path": "SFTModule", "init_args": paths},
+            "model": {"class_path": task, "init_args": paths},
             "data": {"train_path": str(data), "max_seq_len": 64, **over},
             "train": {"checkpoint": {"output_dir": str(folder)}},
         }
@@ -108,6 +108,13 @@ def test_data_without_a_sample_is_told(write, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"messages": []}\n')
     (shared,) = show_samples(read_runs([write("run", tmp_path / "a.jsonl")]), 2)
     assert shared.problem == "the first 100 records of each source give no sample"
+
+
+def test_records_that_are_not_tokenised_are_told(write, tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    folder = write("run", tmp_path / "a.jsonl", task="DiffusionModule", data_type="diffusion")
+    (shared,) = show_samples(read_runs([folder]), 2)
+    assert "not tokenised" in (shared.problem or "")
 
 
 def test_a_configuration_that_is_missing_or_asks_for_a_secret_is_told(write, tmp_path, monkeypatch):
