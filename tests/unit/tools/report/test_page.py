@@ -1,6 +1,6 @@
 import re
 
-from omnilit.data.quarantine import BadRecord, append_quarantine
+from omnilit.data.quarantine import BadRecord, Quarantine
 from omnilit.tools.data_view import Piece, ShownSample
 from omnilit.tools.report.page import build_page
 from omnilit.tools.report.runs import read_runs
@@ -39,7 +39,7 @@ def test_the_page_needs_nothing_beside_itself(tmp_path):
 def test_everything_from_outside_is_escaped(tmp_path):
     folder = write_run(tmp_path / EVIL, numbers={f"part/{EVIL}": 1.0})
     (folder / "config.resolved.yaml").write_text(f"'{EVIL.replace(chr(39), '')}': </script><b>\n")
-    append_quarantine(folder / "quarantine.jsonl", [BadRecord(EVIL, EVIL, 1, EVIL, EVIL)])
+    Quarantine(folder / "quarantine.jsonl").add([BadRecord(EVIL, EVIL, 1, EVIL, EVIL)])
     write_lines(folder / "eval.jsonl", [{EVIL: EVIL}])
     (folder / "checkpoints" / "global_step_1").mkdir(parents=True)
     runs = read_runs([folder, write_run(tmp_path / "b")])

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from omnilit.checkpoint.stored import write_plain
-from omnilit.data.quarantine import BadRecord, append_quarantine
+from omnilit.checkpoint.stored import pack_plain
+from omnilit.data.quarantine import BadRecord, Quarantine
 from omnilit.errors import ConfigError
 from omnilit.tools.report.runs import SavedStep, name_runs, read_run, read_runs
 from tests.helpers.runs import step_line, write_lines, write_run
@@ -13,7 +13,7 @@ def write_step(folder, step, *, is_complete=True, has_export=False, meta=None):
     path = folder / "checkpoints" / f"global_step_{step}"
     path.mkdir(parents=True)
     if meta is not None:
-        write_plain(path / "meta.pt", meta)
+        (path / "meta.pt").write_bytes(pack_plain("meta.pt", meta))
     if is_complete:
         (path / "COMPLETE").write_text("{}")
     if has_export:
@@ -98,7 +98,7 @@ def test_bad_records_are_counted_by_source(tmp_path):
     folder = write_run(tmp_path / "a")
     sources = ["docs"] * 6 + ["chat"]
     bad = [BadRecord(source, "f.jsonl", row, "x", "y") for row, source in enumerate(sources)]
-    append_quarantine(folder / "quarantine.jsonl", bad)
+    Quarantine(folder / "quarantine.jsonl").add(bad)
     run = read_run(folder, "a")
     assert run.bad_counts == {"docs": 6, "chat": 1}
     assert [record.row for record in run.bad] == [0, 1, 2, 3, 4]
