@@ -247,7 +247,7 @@ def _read_bad(file: Path, notes: list[str]) -> tuple[dict[str, int], tuple[BadRe
         first = tuple(islice(records, MAX_BAD))
         counts = Counter(record.source for record in first)
         counts.update(record.source for record in records)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
         notes.append(f"{file.name} cannot be read: {error}")
         return {}, ()
     return dict(counts), first

@@ -104,12 +104,14 @@ def test_bad_records_are_counted_by_source(tmp_path):
     assert [record.row for record in run.bad] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("text", ["rubbish\n", '{"source": "a"}\n'])
-def test_a_quarantine_that_cannot_be_read_is_told(tmp_path, text):
+@pytest.mark.parametrize("text", ["rubbish\n", '{"source": "a"}\n', '{"sou'])
+def test_what_cannot_be_read_of_a_quarantine_is_passed_over(tmp_path, text):
     folder = write_run(tmp_path / "a")
-    (folder / "quarantine.jsonl").write_text(text)
-    (note,) = read_run(folder, "a").notes
-    assert note.startswith("quarantine.jsonl cannot be read")
+    bad = BadRecord("docs", "f.jsonl", 1, "x", "y")
+    file = folder / "quarantine.jsonl"
+    Quarantine(file).add([bad])
+    file.write_text(text + file.read_text() if text.endswith("\n") else file.read_text() + text)
+    assert read_run(folder, "a").bad == (bad,)
 
 
 def test_evaluations_of_validate_are_read_and_torn_ones_told(tmp_path):
