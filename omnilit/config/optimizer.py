@@ -11,7 +11,7 @@ class OptimizerConfig:
     """The optimizer, its parameter groups and its schedule.
 
     Args:
-        type: adamw, or anyprecision_adamw with moments in bfloat16.
+        type: adamw, or anyprecision_adamw, which keeps its moments in bfloat16.
         lr: Highest learning rate.
         lr_min: Learning rate at the end of the decay.
         lr_start: Learning rate at the first step of the warm-up.
@@ -27,6 +27,8 @@ class OptimizerConfig:
         eps: Added to the root of the second moment.
         max_skipped_steps: Steps in a row skipped for a gradient that is not finite, after which
             the run stops.
+        use_kahan_summation: Keep what rounding takes from a bfloat16 weight for the next step;
+            with anyprecision_adamw.
     """
 
     type: Literal["adamw", "anyprecision_adamw"] = "adamw"
@@ -43,3 +45,4 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     max_skipped_steps: int = 10
+    use_kahan_summation: bool = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from omnilit.config import checkpoint_rules, data_rules, parallel_rules
+from omnilit.config import checkpoint_rules, data_rules, optimizer_rules, parallel_rules
 from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
 from omnilit.config.view import View
 from omnilit.errors import Problem
@@ -76,6 +76,7 @@ def all_rules() -> list[Rule]:
         *(Rule((STYLE, path), partial(_constant_rate_stays, path=path)) for path in decays),
         Rule((STYLE, f"{OPTIMIZER}.lr", f"{OPTIMIZER}.lr_min"), _floor_is_below_peak),
         Rule((START, f"{OPTIMIZER}.lr_warmup_ratio"), _start_has_a_warm_up),
+        *_optimizer_rules(),
         Rule(("train.checkpoint.load_path", "train.checkpoint.overwrite"), _resume_overwrites_not),
         *_checkpoint_rules(),
         *_parallel_rules(),
@@ -109,6 +110,15 @@ def _checkpoint_rules() -> list[Rule]:
             Rule((checkpoint_rules.EXPORTS, path), partial(exports, path=path))
             for path in checkpoint_rules.NEEDS_EXPORTS
         ),
+    ]
+
+
+def _optimizer_rules() -> list[Rule]:
+    fields = (optimizer_rules.TYPE, optimizer_rules.BETAS, optimizer_rules.KAHAN)
+    watched = (optimizer_rules.COMPILE, optimizer_rules.RECOMPUTE, optimizer_rules.DEBUG)
+    return [
+        Rule(fields, optimizer_rules.optimizer_fits_its_type),
+        Rule(watched, optimizer_rules.compiled_blocks_are_not_watched),
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -34,7 +35,7 @@ from omnilit.models.weights import gather_weights
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.meter import TermMeter
-from omnilit.optim.build import build_optimizer
+from omnilit.optim.build import build_optimizer, refuse_other_type
 from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import raise_together, sum_over
 from omnilit.parallel.grad_norm import clip_gradients
@@ -350,6 +351,7 @@ class OmniModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["omnilit"] = {
             "kernels": self.assembled.kernels.names(),
+            "optimizer": self.train_arguments.optimizer.type,
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "export_dtype": str(self.export_dtype).removeprefix("torch."),
@@ -358,6 +360,8 @@ class OmniModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("omnilit", {})
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            refuse_other_type(saved.get("optimizer"), self.train_arguments.optimizer)
         self._skipped_steps = saved.get("skipped_steps", 0)
         self._skipped_in_a_row = saved.get("skipped_in_a_row", 0)
         before, now = saved.get("kernels", {}), self.assembled.kernels.names()

@@ -9,7 +9,9 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from omnilit.config import OptimizerConfig
+from omnilit.config.optimizer_rules import optimizer_problems
 from omnilit.errors import ConfigError
+from omnilit.optim.anyprecision import AnyPrecisionAdamW
 from omnilit.optim.groups import BACKBONE, parameter_groups
 
 # One kernel over all parameters: on a CPU half the time of the loop, and it takes DTensors.
@@ -23,7 +25,7 @@ def build_optimizer(
     *,
     part_of: Callable[[str], str] = lambda _: BACKBONE,
 ) -> Optimizer:
-    """Build AdamW over the trainable parameters of `model`, sharded or not.
+    """Build the optimizer over the trainable parameters of `model`, sharded or not.
 
     Args:
         model: On its device; its parameters must not be replaced afterwards.
@@ -31,14 +33,10 @@ def build_optimizer(
         part_of: Name of the part that a parameter, given by its full name, belongs to.
 
     Raises:
-        ConfigError: The type is not available, or a decay pattern matches nothing.
+        ConfigError: A decay pattern matches nothing, or a setting does not fit the type.
     """
-    if config.type != "adamw":
-        raise ConfigError(
-            key="train.optimizer.type",
-            problem=f"{config.type!r} is not available yet",
-            fix="use adamw",
-        )
+    if problems := optimizer_problems(config):
+        raise ConfigError.of(problems)
     groups = parameter_groups(
         model,
         lr=config.lr,
@@ -49,4 +47,31 @@ def build_optimizer(
     )
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     is_fused = True if devices <= FUSED_DEVICES else None
+    if config.type == "anyprecision_adamw":
+        return AnyPrecisionAdamW(
+            groups,
+            betas=config.betas,
+            eps=config.eps,
+            use_kahan_summation=config.use_kahan_summation,
+            fused=is_fused,
+        )
     return AdamW(groups, betas=config.betas, eps=config.eps, fused=is_fused)
+
+
+def refuse_other_type(saved: str | None, config: OptimizerConfig) -> None:
+    """Refuse to go on with moments that another type of optimizer has left.
+
+    Args:
+        saved: The type that the checkpoint names; one that names none is of adamw.
+        config: `train.optimizer` of the run that goes on.
+
+    Raises:
+        ConfigError: The types differ.
+    """
+    before = saved or "adamw"
+    if before != config.type:
+        raise ConfigError(
+            key="train.optimizer.type",
+            problem=f"the checkpoint's moments are those of {before}, not of {config.type}",
+            fix=f"set type: {before}, or start a new run from the exported weights",
+        )

@@ -36,6 +36,7 @@ ADDED = {
     "train.optimizer.betas",
     "train.optimizer.eps",
     "train.optimizer.max_skipped_steps",
+    "train.optimizer.use_kahan_summation",
 }
 TASKS = (
     "OmniModule",

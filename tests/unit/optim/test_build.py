@@ -36,6 +36,23 @@ def test_groups_carry_their_decay_and_name():
     assert found == [("backbone", 0.5, 0.1), ("backbone/no_decay", 0.0, 0.1)]
 
 
-def test_an_optimizer_that_comes_later_is_refused():
-    with pytest.raises(ConfigError, match="'anyprecision_adamw' is not available yet"):
-        build_optimizer(nn.Linear(2, 2), replace(CONFIG, type="anyprecision_adamw"))
+def test_anyprecision_keeps_bfloat16_moments_and_what_rounding_takes_when_asked():
+    model = nn.Linear(2, 2)
+    for use_kahan, kept in ((False, set()), (True, {"compensation"})):
+        settings = replace(CONFIG, type="anyprecision_adamw", use_kahan_summation=use_kahan)
+        optimizer = build_optimizer(model, settings)
+        assert optimizer.defaults["fused"] is True
+        assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.8, 0.6), 1e-3)
+        model(torch.ones(2)).sum().backward()
+        optimizer.step()
+        state = optimizer.state[model.weight]
+        assert state.keys() == {"step", "exp_avg", "exp_avg_sq"} | kept
+        assert state["exp_avg"].dtype == torch.bfloat16
+
+
+def test_settings_that_do_not_fit_the_type_are_refused():
+    model = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="type: adamw has no Kahan summation"):
+        build_optimizer(model, replace(CONFIG, use_kahan_summation=True))
+    with pytest.raises(ConfigError, match="average that could never fall"):
+        build_optimizer(model, replace(CONFIG, type="anyprecision_adamw", betas=(0.9, 0.999)))
