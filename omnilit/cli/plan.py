@@ -26,6 +26,8 @@ from omnilit.errors import ConfigError, KernelError, Problem
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.kernels.slots import SLOTS
+from omnilit.models.compilation import KEY as COMPILE
+from omnilit.models.compilation import compiler_problems
 from omnilit.models.init_device import KEY as INIT_DEVICE
 from omnilit.models.init_device import check_init_device
 from omnilit.modules import OmniDataModule, OmniModule
@@ -177,6 +179,7 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
         problems += check_init_device(view[INIT_DEVICE], trains_on=launch.device_type)
     kernels, more = _kernels(view, launch, wrong)
     problems += more
+    problems += _lacks_compiler(view, launch, wrong)
     load_path, more = _load_path(view, launch, wrong)
     problems += more
     if problems or kernels is None:
@@ -282,6 +285,13 @@ def _kernels(view: View, launch: Launch, wrong: set[str]) -> tuple[KernelSet | N
         return resolve_kernels(ops, given=given_kernels(view), machine=machine), []
     except KernelError as error:
         return None, list(error.problems)
+
+
+def _lacks_compiler(view: View, launch: Launch, wrong: set[str]) -> list[Problem]:
+    """A problem where blocks are to be compiled and the launch's device has no compiler."""
+    if wrong & {*DEVICE_KEYS, COMPILE} or not view[COMPILE]:
+        return []
+    return compiler_problems(Machine.detect(launch.device_type))
 
 
 def _load_path(view: View, launch: Launch, wrong: set[str]) -> tuple[Path | None, list[Problem]]:

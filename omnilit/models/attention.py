@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torch.compiler import disable
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -16,6 +17,7 @@ from omnilit.kernels.attention import AttentionKernel, AttentionRule
 from omnilit.models.calls import CallCounter
 
 FIELD: Final = "attn_implementation"
+BOUNDARY: Final = "packed attention runs one kernel a segment, between compiled parts"
 _KEY: Final = "model.ops_implementation.attn_implementation"
 # transformers reads meaning into "sdpa" and "flash" inside a name, so ours holds neither.
 _NAME: Final = "omnilit_packed"
@@ -24,6 +26,20 @@ _PACKABLE_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 _SLIDING_MASKS: Final = ("create_sliding_window_causal_mask", "create_chunked_causal_mask")
 # Arguments of the interface that change the result and that our kernels do not have.
 _UNSUPPORTED: Final = ("attention_mask", "position_bias", "indices", "block_indices", "sinks")
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The bounds of a packed row on their way through the model's keyword arguments.
+
+    torch.compile looks into a list and compiles anew for every length of it; into this it does
+    not look before `packed_attention`, where compiled code ends.
+
+    Args:
+        bounds: Ends of the segments, [0, ..., T].
+    """
+
+    bounds: Sequence[int]
 
 
 @dataclass(slots=True)
@@ -61,6 +77,7 @@ def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: Cal
     return len(modules)
 
 
+@disable(reason=BOUNDARY)
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -81,7 +98,7 @@ def packed_attention(
         attention_mask: Always None: segments and causality take its place.
         scaling: Factor on the scores.
         dropout: Probability that a weight is dropped.
-        kwargs: What the model passes on, of which `cu_seq_lens_q` are the bounds.
+        kwargs: What the model passes on, of which `cu_seq_lens_q` are the `Segments`.
 
     Returns:
         [B, T, N, V], and no weights.
@@ -163,10 +180,11 @@ def _is_attention(module: nn.Module) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
-def _checked_bounds(bounds: Sequence[int] | None, query: Tensor, key: Tensor) -> Sequence[int]:
+def _checked_bounds(segments: Segments | None, query: Tensor, key: Tensor) -> Sequence[int]:
     batch, _, num_tokens, _ = query.shape
-    if bounds is None:
+    if segments is None:
         return (0, num_tokens)
+    bounds = segments.bounds
     if batch != 1 or bounds[-1] != num_tokens or key.shape[2] != num_tokens:
         raise KernelError(
             key=_KEY,

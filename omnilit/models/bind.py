@@ -153,8 +153,10 @@ def _find(test: Callable[[nn.Module], bool]) -> Callable[[nn.Module], list[nn.Mo
 
 
 def _bind_experts(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    count = counter.adder(_MOE)
+
     def forward(self: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        counter.add(_MOE)
+        count()
         return kernel(self, hidden, index, weights)
 
     for module in modules:
@@ -162,21 +164,24 @@ def _bind_experts(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCou
 
 
 def _bind_rms_norm(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    count = counter.adder(_RMS_NORM)
     for module in modules:
         eps, offset = places.rms_eps(module), places.measure_rms_offset(module)
 
         def forward(
             self: nn.Module, hidden: Tensor, _eps: float = eps, _offset: float | None = offset
         ) -> Tensor:
-            counter.add(_RMS_NORM)
+            count()
             return kernel(hidden, self.weight, eps=_eps, offset=_offset)
 
         module.forward = MethodType(forward, module)
 
 
 def _bind_swiglu(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    count = counter.adder(_SWIGLU)
+
     def forward(self: Any, x: Tensor) -> Tensor:
-        counter.add(_SWIGLU)
+        count()
         return self.down_proj(kernel(self.gate_proj(x), self.up_proj(x)))
 
     for module in modules:
@@ -184,8 +189,10 @@ def _bind_swiglu(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCoun
 
 
 def _bind_rotary(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    count = counter.adder(_ROTARY)
+
     def rotary(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        counter.add(_ROTARY)
+        count()
         return kernel(*args, **kwargs)
 
     spaces: dict[str, ModuleType] = {}

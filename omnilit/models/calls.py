@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+
+from torch.compiler import assume_constant_result
 
 
 class CallCounter:
@@ -13,9 +16,21 @@ class CallCounter:
         self._is_counting = True
 
     def add(self, field: str) -> None:
-        """Count one call."""
+        """Count one call, in code that is never compiled."""
         if self._is_counting:
             self._calls[field] += 1
+
+    def adder(self, field: str) -> Callable[[], None]:
+        """A function that counts one call, also where the calling code is compiled.
+
+        There it counts the compilation of a call, and leaves nothing in the compiled code: a
+        count that changes with every call would compile anew with every call.
+        """
+
+        def add() -> None:
+            self.add(field)
+
+        return assume_constant_result(add)
 
     def of(self, field: str) -> int:
         """Calls so far."""

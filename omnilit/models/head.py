@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.kernels.cross_entropy import HeadKernel
+from omnilit.models.attention import Segments
 from omnilit.models.calls import CallCounter
 from omnilit.models.head_form import read_head
 from omnilit.types import IGNORE, MicroBatch
@@ -95,7 +96,7 @@ class HeadLoss:
             output = model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
-                cu_seq_lens_q=batch.bounds,
+                cu_seq_lens_q=Segments(batch.bounds),
                 logits_to_keep=positions,
                 use_cache=False,
             )

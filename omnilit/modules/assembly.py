@@ -12,6 +12,7 @@ from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
+from omnilit.models.compilation import Compilation, compile_blocks
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
@@ -59,6 +60,18 @@ class AssembledModel:
     kernels: KernelSet
     binding: Binding
     precision: Precision
+    compilation: Compilation | None = None
+
+    def verify_step(self) -> None:
+        """Check after a step that what was bound was called, and say once what was compiled.
+
+        Raises:
+            KernelError: A kernel was bound and the model went past it.
+            TrainingError: Blocks were to be compiled, and nothing was.
+        """
+        self.binding.verify_called()
+        if self.compilation is not None:
+            self.compilation.report()
 
     def forward(self, batch: MicroBatch) -> ForwardOutput:
         """Losses of the supervised tokens, and the router's balance loss where there is one."""
@@ -69,7 +82,8 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     """Build, bind, shard and fill one model; every rank calls.
 
     The order is fixed: kernels are bound to plain modules, recomputation wraps what was bound,
-    sharding comes last before memory is taken, and weights go straight into the shards.
+    what is compiled holds both, sharding comes last before memory is taken, and weights go
+    straight into the shards.
 
     Raises:
         ConfigError: The model, its kernels or its weights cannot be used as asked.
@@ -86,9 +100,11 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     binding = bind_kernels(model, kernels)
     enable_recomputation(model, train.gradient_checkpointing)
+    blocks = decoder_blocks(model)
+    compilation = compile_blocks(blocks, machine) if train.enable_compile else None
     shard_model(
         model,
-        units=decoder_blocks(model),
+        units=blocks,
         mesh=topology.fsdp,
         policy=precision.policy,
         reshard_after_forward=request.fsdp.reshard_after_forward,
@@ -96,7 +112,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     )
     _fill(model, request, topology)
     log.info("precision: %s", precision)
-    return AssembledModel(model, kernels, binding, precision)
+    return AssembledModel(model, kernels, binding, precision, compilation)
 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:

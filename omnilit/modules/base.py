@@ -272,7 +272,7 @@ class OmniModule(LightningModule):
     ) -> None:
         lr = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.binding.verify_called()
+        self.assembled.verify_step()
         self.step_result = self._finish_step(epoch, lr)
         limit = self.train_arguments.optimizer.max_skipped_steps
         if self._skipped_in_a_row >= limit:

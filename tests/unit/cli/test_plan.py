@@ -425,3 +425,14 @@ def test_fields_of_a_class_that_cannot_be_imported_are_not_judged(tmp_path, base
     found = problems(tmp_path, base)
     assert found.keys() == {"model.class_path", "model.strict"}
     assert "PYTHONPATH" in found["model.class_path"]
+
+
+def test_blocks_cannot_be_compiled_without_a_compiler(tmp_path, base, monkeypatch):
+    base["train"]["enable_compile"] = True
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert problems(tmp_path, base) == {
+        "train.enable_compile": "train.enable_compile: there is no C++ compiler "
+        "(no-such-compiler). To fix: install it, or set train.enable_compile: false."
+    }
+    base["train"]["enable_compile"] = False
+    plan(tmp_path, base)

@@ -16,6 +16,7 @@ from omnilit.kernels.resolve import Choice, KernelSet, resolve_kernels
 from omnilit.kernels.slot import OpSlot
 from omnilit.kernels.slots import SLOTS
 from omnilit.models import bind as bind_module
+from omnilit.models.attention import Segments
 from omnilit.models.bind import Binding, bind_kernels
 from tests.helpers.models import (
     gradients,
@@ -229,9 +230,9 @@ def test_bounds_that_do_not_fit_are_refused():
     model, ids = tiny("llama"), torch.zeros(1, 6, dtype=torch.long)
     bind_kernels(model, kernels_of())
     with pytest.raises(KernelError, match="bounds that end at 5 came with 1 rows of 6 queries"):
-        model(input_ids=ids, cu_seq_lens_q=[0, 5], use_cache=False)
+        model(input_ids=ids, cu_seq_lens_q=Segments([0, 5]), use_cache=False)
     with pytest.raises(KernelError, match="bounds that end at 6 came with 2 rows"):
-        model(input_ids=ids.expand(2, 6), cu_seq_lens_q=[0, 6], use_cache=False)
+        model(input_ids=ids.expand(2, 6), cu_seq_lens_q=Segments([0, 6]), use_cache=False)
 
 
 def test_an_unbound_module_or_a_mask_is_refused():
