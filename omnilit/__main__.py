@@ -9,13 +9,13 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Final
+from typing import Final, NoReturn
 
 from omnilit import __version__
-from omnilit.errors import ConfigError, OmniError, suggest
+from omnilit.errors import ConfigError, OmniError, RestartError, suggest
 from omnilit.logging import format_table, process_rank
 from omnilit.plugins import load_plugins
 
@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_plugins()
         return _load(verb)(_name_config(rest))
     except OmniError as error:
+        if isinstance(error, RestartError) and argv is None:
+            _restart(error.environment)
         rank = process_rank()
         sys.stderr.write(f"rank {rank} ends: {error}\n" if rank else error_text(error))
         if rank and "LOCAL_RANK" in os.environ and "RANK" not in os.environ:
@@ -107,6 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+
+
+def _restart(environment: Mapping[str, str]) -> NoReturn:
+    """Begin again in this very process, with what only a start reads."""
+    sys.stderr.flush()
+    words = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, words, {**os.environ, **environment})  # noqa: S606 - our own words
 
 
 def help_text() -> str:

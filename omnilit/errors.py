@@ -62,6 +62,24 @@ class KernelError(ConfigError):
     """A kernel was asked for that this machine or this model cannot run."""
 
 
+class RestartError(ConfigError):
+    """This process must start again with other variables, which are read at its start only.
+
+    Args:
+        key: YAML path of the setting that needs it.
+        environment: The variables.
+    """
+
+    def __init__(self, *, key: str, environment: dict[str, str]) -> None:
+        named = " ".join(f"{name}={value}" for name, value in environment.items())
+        super().__init__(
+            key=key,
+            problem=f"{', '.join(environment)} must be set before Python starts",
+            fix=f"start it with {named}",
+        )
+        self.environment = environment
+
+
 class DataError(OmniError):
     """A data file or a record in it cannot be used.
 

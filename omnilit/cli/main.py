@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from transformers.utils.logging import disable_progress_bar
 
 from omnilit.cli.omni_cli import OmniCLI, print_config, print_help
-from omnilit.cli.plan import Verb, make_plan, read
+from omnilit.cli.plan import RunPlan, Verb, make_plan, read
 from omnilit.cli.raw import read_command
+from omnilit.errors import RestartError
 from omnilit.logging import get_logger, process_rank, show_on_rank_zero
+from omnilit.parallel.determinism import HASH_SEED, has_fixed_hashes
 from omnilit.plugins import IMPORTED
 
 log = get_logger(__name__)
@@ -41,6 +43,7 @@ def run(verb: Verb, argv: Sequence[str]) -> int:
     _quieten()
     show_on_rank_zero(process_rank())
     plan = make_plan(verb, command)
+    _need_fixed_hashes(plan)
     log.info("task: %s (%s)", plan.task.class_path, plan.task.reason)
     if names := ", ".join(IMPORTED):
         log.info("imported: %s", names)
@@ -56,6 +59,17 @@ def run(verb: Verb, argv: Sequence[str]) -> int:
             return 130
         raise
     return 0
+
+
+def _need_fixed_hashes(plan: RunPlan) -> None:
+    """Ask for another start where a deterministic run began with random orders of sets.
+
+    Raises:
+        RestartError: PYTHONHASHSEED is not a number.
+    """
+    key = "train.enable_full_determinism"
+    if plan.view[key] and not has_fixed_hashes():
+        raise RestartError(key=key, environment={HASH_SEED: str(plan.view["train.seed"])})
 
 
 def _quieten() -> None:

@@ -30,11 +30,17 @@ from omnilit.checkpoint.save import DataRank, load_checkpoint, take_snapshot, wr
 from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
+from omnilit.parallel import determinism
 from omnilit.parallel.fsdp import set_gradient_sync
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.strategies.progress import ResumableData, read_place, resume_at, resume_loops
 
 log = get_logger(__name__)
+
+NO_HASH_SEED = (
+    "train.enable_full_determinism: PYTHONHASHSEED was not set when Python started, so what goes "
+    "by the order of a set of strings may differ between runs; the command line sees to it"
+)
 META_KEYS = ("callbacks", "lr_schedulers", "loops", "omnilit", "pytorch-lightning_version")
 
 
@@ -56,6 +62,7 @@ class OmniStrategy(ModelParallelStrategy):
         self.sizes = ParallelSizes.of(config)
         self._topology: Topology | None = None
         self._writer = BackgroundWriter(timeout_s=config.timeout_s)
+        self._before: determinism.Settings | None = None
 
     @property
     def topology(self) -> Topology:
@@ -75,6 +82,10 @@ class OmniStrategy(ModelParallelStrategy):
 
     @override
     def setup_environment(self) -> None:
+        if self._is_deterministic and self._before is None:
+            self._before = determinism.make_deterministic()
+            if not determinism.has_fixed_hashes():
+                log.warning(NO_HASH_SEED)
         self._setup_distributed()
         if "OMP_NUM_THREADS" not in os.environ:  # cores shared out, else ranks fight for them
             torch.set_num_threads(max((os.cpu_count() or 1) // self.num_processes, 1))
@@ -93,6 +104,21 @@ class OmniStrategy(ModelParallelStrategy):
                 fix="call super().configure_model(), or fill every parameter there",
             )
         super().setup(trainer)
+
+    @override
+    def teardown(self) -> None:  # after errors too
+        try:
+            self._writer.close()
+            super().teardown()
+        finally:
+            if self._before is not None:
+                determinism.restore(self._before)
+                self._before = None
+
+    @property
+    def _is_deterministic(self) -> bool:
+        arguments = getattr(self.lightning_module, "train_arguments", None)
+        return getattr(arguments, "enable_full_determinism", False)
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
@@ -166,11 +192,6 @@ class OmniStrategy(ModelParallelStrategy):
     @override
     def on_exception(self, exception: BaseException) -> None:
         self._writer.close()  # a whole checkpoint is worth the wait
-
-    @override
-    def teardown(self) -> None:
-        self._writer.close()
-        super().teardown()
 
     @override
     def load_checkpoint(

@@ -60,5 +60,6 @@ def flash_attention_2(
         causal=rule.is_causal,
         window_size=(reach, 0 if rule.is_causal else reach),
         softcap=rule.softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out[..., :value_dim].view(batch, num_queries, num_heads, value_dim)

@@ -3,12 +3,13 @@ import json
 import pytest
 import yaml
 
+from omnilit.cli import main
 from omnilit.cli.omni_cli import print_config
 from omnilit.cli.plan import make_plan, read
 from omnilit.cli.raw import read_command
 from omnilit.cli.resolved import resolved_tree
 from omnilit.config.view import View
-from omnilit.errors import ConfigError
+from omnilit.errors import ConfigError, RestartError
 
 
 @pytest.fixture
@@ -436,3 +437,16 @@ def test_blocks_cannot_be_compiled_without_a_compiler(tmp_path, base, monkeypatc
     }
     base["train"]["enable_compile"] = False
     plan(tmp_path, base)
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_a_deterministic_run_asks_for_hashes_that_are_fixed(tmp_path, base, monkeypatch, is_on):
+    base["train"] |= {"enable_full_determinism": is_on, "seed": 7}
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    made = plan(tmp_path, base)
+    if is_on:
+        with pytest.raises(RestartError) as caught:
+            main._need_fixed_hashes(made)
+        assert caught.value.environment == {"PYTHONHASHSEED": "7"}
+        monkeypatch.setenv("PYTHONHASHSEED", "1")
+    main._need_fixed_hashes(made)
