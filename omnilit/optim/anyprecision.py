@@ -24,7 +24,7 @@ COUNT: Final = "step"
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One parameter's tensors of a step, all of them this rank's own shard."""
+    """One parameter's tensors of a step, or pieces of them, all of this rank's own shard."""
 
     weight: Tensor
     gradient: Tensor
@@ -99,8 +99,10 @@ class AnyPrecisionAdamW(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parts = [self._part(p, group) for p in group["params"] if p.grad is not None]
-            for bucket in _buckets(parts):
+            for bucket in _buckets([piece for part in parts for piece in _pieces(part)]):
                 _update(bucket, group)
+            for part in parts:
+                part.step.add_(1)
         return loss
 
     def _part(self, parameter: Tensor, group: dict[str, Any]) -> _Part:
@@ -141,6 +143,19 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def _pieces(part: _Part) -> Iterator[_Part]:
+    """Views of at most `BUCKET` elements; the part itself where memory is not in one piece."""
+    kept = (part.weight, part.gradient, part.mean, part.square)
+    tensors = kept if part.carry is None else (*kept, part.carry)
+    if part.weight.numel() <= BUCKET or not all(tensor.is_contiguous() for tensor in tensors):
+        yield part
+        return
+    for weight, gradient, mean, square, *carry in zip(
+        *(tensor.view(-1).split(BUCKET) for tensor in tensors), strict=True
+    ):
+        yield _Part(weight, gradient, mean, square, carry[0] if carry else None, part.step)
+
+
 def _buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
     """Consecutive parts of at most `BUCKET` elements, or of a single larger one."""
     bucket: list[_Part] = []
@@ -156,7 +171,7 @@ def _buckets(parts: list[_Part]) -> Iterator[list[_Part]]:
 
 
 def _update(parts: list[_Part], group: dict[str, Any]) -> None:
-    """One AdamW step in float32, in place where a tensor is float32 already."""
+    """One AdamW step in float32, in place where a tensor is float32 already; counts stay."""
     weights = [_wide_weight(part) for part in parts]
     means = [part.mean.float() for part in parts]
     squares = [part.square.float() for part in parts]
@@ -167,7 +182,7 @@ def _update(parts: list[_Part], group: dict[str, Any]) -> None:
         means,
         squares,
         [],
-        [part.step for part in parts],
+        [part.step.clone() for part in parts],  # counted once a parameter, not once a piece
         fused=group["fused"],
         amsgrad=False,
         beta1=beta1,

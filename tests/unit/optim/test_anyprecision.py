@@ -70,9 +70,32 @@ def draw_steps(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: in
         optimizer.step()
 
 
+def test_a_large_tensor_is_widened_in_pieces(monkeypatch):
+    sizes, plain_update = [], anyprecision._update
+
+    def update(parts, group):
+        sizes.append(sum(part.weight.numel() for part in parts))
+        plain_update(parts, group)
+
+    monkeypatch.setattr(anyprecision, "_update", update)
+    ends = []
+    for bucket in (16, 1000):
+        monkeypatch.setattr(anyprecision, "BUCKET", bucket)
+        parameters = [nn.Parameter(torch.linspace(1, 2, n).to(BF16)) for n in (50, 3)]
+        optimizer = AnyPrecisionAdamW(parameters, **SETTINGS, use_kahan_summation=True)
+        for step in range(3):
+            for parameter in parameters:
+                give(parameter, 1.0 + step)
+            optimizer.step()
+        ends.append([parameter.detach() for parameter in parameters])
+        assert {state["step"].item() for state in optimizer.state.values()} == {3.0}
+    assert sizes == [16, 16, 16, 5] * 3 + [53] * 3
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
+
+
 @pytest.mark.parametrize("fused", [True, None])
 def test_with_float32_averages_it_is_torchs_adamw_to_the_bit(fused, monkeypatch):
-    monkeypatch.setattr(anyprecision, "BUCKET", 40)  # several buckets, one smaller than a tensor
+    monkeypatch.setattr(anyprecision, "BUCKET", 40)  # several buckets, and tensors in pieces
     ours, theirs = (nn.Sequential(nn.Linear(7, 9), nn.Linear(9, 3)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     draw_steps(
