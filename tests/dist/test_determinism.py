@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
-    training.write_model(folder / "model", attention_dropout=0.1)
-    training.write_model(folder / "moe", "qwen3_moe", output_router_logits=True)
+    over = {"attention_dropout": 0.1, "output_router_logits": True}
+    training.write_model(folder / "model", "qwen3_moe", **over)
     training.write_conversations(folder / "train.jsonl", 40)
     return folder
 
@@ -62,7 +62,7 @@ class Scattering(SFTModule):
         return super().loss_terms(batch)
 
 
-def run(folder: Path, model: str, is_on: bool) -> dict[str, Any]:
+def run(folder: Path, is_on: bool) -> dict[str, Any]:
     os.environ.pop(HASH_SEED, None)
     warnings: list[str] = []
     logger = logging.getLogger("omnilit.strategies.omni")
@@ -75,9 +75,7 @@ def run(folder: Path, model: str, is_on: bool) -> dict[str, Any]:
         recompute=True,
         enable_full_determinism=is_on,
     )
-    log, module = training.train(
-        folder, settings, model={"config_path": str(folder / model)}, callbacks=(during,)
-    )
+    log, module = training.train(folder, settings, callbacks=(during,))
     after = settings_now()
     error = ""
     try:
@@ -94,25 +92,23 @@ def run(folder: Path, model: str, is_on: bool) -> dict[str, Any]:
 
 
 def test_two_runs_on_two_ranks_are_equal_to_the_bit(folder, tmp_path):
-    for model in ("model", "moe"):
-        first, second = (
-            run_ranks(run, 2, folder, model, True, tmp_path=tmp_path, timeout_s=150)
-            for _ in range(2)
-        )
-        for one, two in zip(first, second, strict=True):
-            assert one["numbers"] == two["numbers"]
-        assert first[0]["weights"]
-        assert training.is_bit_equal(first[0]["weights"], second[0]["weights"])
-        for rank in first:
-            before, during, after, after_error = rank["settings"]
-            assert during == (True, True, False, *ENVIRONMENT.values())
-            assert before == after == after_error == (False, False, False, *([None] * 4))
-            assert "does not have a deterministic implementation" in rank["error"]
-            assert rank["warnings"] == [NO_HASH_SEED] * 2  # once a run, in Python
+    first, second = (
+        run_ranks(run, 2, folder, True, tmp_path=tmp_path, timeout_s=150) for _ in range(2)
+    )
+    for one, two in zip(first, second, strict=True):
+        assert one["numbers"] == two["numbers"]
+    assert first[0]["weights"]
+    assert training.is_bit_equal(first[0]["weights"], second[0]["weights"])
+    for rank in first:
+        before, during, after, after_error = rank["settings"]
+        assert during == (True, True, False, *ENVIRONMENT.values())
+        assert before == after == after_error == (False, False, False, *([None] * 4))
+        assert "does not have a deterministic implementation" in rank["error"]
+        assert rank["warnings"] == [NO_HASH_SEED] * 2  # once a run, in Python
 
 
 def test_a_run_that_is_not_deterministic_takes_any_operation(folder, tmp_path):
-    (rank,) = run_ranks(run, 1, folder, "model", False, tmp_path=tmp_path, timeout_s=150)
+    (rank,) = run_ranks(run, 1, folder, False, tmp_path=tmp_path, timeout_s=150)
     before, during, *_ = rank["settings"]
     assert during == before
     assert (rank["error"], rank["warnings"]) == ("", [])
