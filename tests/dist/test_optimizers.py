@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from omnilit.checkpoint.dcp import load_tensors, save_tensors
+from omnilit.checkpoint.dcp import load_tensors, named_state, save_tensors
 from omnilit.config import MixedPrecisionConfig
 from omnilit.errors import ConfigError
 from omnilit.modules import SFTModule
@@ -91,7 +91,7 @@ def save(folder: Path) -> dict[str, Tensor]:
     model, optimizer = make(2, 1, torch.bfloat16)
     take_steps(model, optimizer, 3)
     folder.mkdir(exist_ok=True)
-    save_tensors(folder, models={"model": model}, optimizers={"main": optimizer})
+    save_tensors(folder, named_state({"model": model}, {"main": optimizer}))
     return state_of(model, optimizer)
 
 
