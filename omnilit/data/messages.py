@@ -12,6 +12,7 @@ from omnilit.types import Record
 
 ASSISTANT = "assistant"
 REASONING = ("reasoning_content", "reasoning", "thinking")
+ROLES = frozenset({"system", "developer", "user", ASSISTANT, "tool"})
 
 
 class Turn(NamedTuple):
@@ -156,11 +157,20 @@ def _read_turn(record: Record, number: int, message: object) -> Turn:
         raise refuse(record, problem, "give it role and content")
     role, content = message.get("role"), message.get("content")
     if isinstance(role, str) and isinstance(content, str) and len(message) == 2:
+        role = _name_role(role)
         if not (role.isascii() and content.isascii()):
             check_text(record, role, f"the role of message {number}")
             check_text(record, content, f"the content of message {number}")
         return Turn(role, content, 1.0 if role == ASSISTANT else 0.0)
     return _read_full(record, f"message {number}", message)
+
+
+def _name_role(role: str) -> str:
+    """A known role as templates name it: an `Assistant` would be neither headed nor trained."""
+    if role in ROLES:
+        return role
+    known = role.strip().lower()
+    return known if known in ROLES else role
 
 
 def _read_full(record: Record, what: str, message: Mapping[str, Any]) -> Turn:
@@ -169,7 +179,7 @@ def _read_full(record: Record, what: str, message: Mapping[str, Any]) -> Turn:
     for name in ("role", "content"):
         if message.get(name) is None and not (name == "content" and calls):
             raise refuse(record, f"{what} has no {name!r}", "give it role and content")
-    role = check_text(record, message["role"], f"the role of {what}")
+    role = _name_role(check_text(record, message["role"], f"the role of {what}"))
     thought = next((message[name] for name in REASONING if message.get(name)), "")
     joined = "" if content is None else _join_parts(record, what, content)
     return Turn(

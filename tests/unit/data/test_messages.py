@@ -26,6 +26,17 @@ def test_the_assistant_is_trained_unless_the_message_says_otherwise(record: Make
     assert [turn.is_trained for turn in turns] == [False, True, True, False, True]
 
 
+def test_a_known_role_counts_however_it_is_written(record: Make):
+    messages = [{"role": "User", "content": "q"}, {"role": "Assistant", "content": "a"}]
+    messages += [
+        {"role": "ASSISTANT ", "content": "b", "name": "x"},
+        {"role": "Ann", "content": ""},
+    ]
+    turns = to_conversation(record(messages=messages), None).turns
+    assert [turn.role for turn in turns] == ["user", "assistant", "assistant", "Ann"]
+    assert [turn.weight for turn in turns] == [0, 1, 1, 0]
+
+
 def test_text_parts_are_joined(record: Make):
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     turns = to_conversation(record(m=[{"role": "assistant", "content": parts}]), ["m"]).turns
