@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from omnilit.data import template_texts
+from omnilit.data.anchors import Written
 from omnilit.data.messages import ASSISTANT, REASONING, Conversation, Turn, refuse
-from omnilit.data.spans import Writer, ends_bare, find_by_prefix, find_by_sentinel
+from omnilit.data.spans import find_span, is_ended, says_all
 from omnilit.errors import ConfigError, DataError, suggest
 from omnilit.registry import Registry
 from omnilit.types import Record
@@ -59,7 +60,7 @@ class ChatTemplate:
         name: One of `TEMPLATES` or `CHAT_TEMPLATES`, or a file.
         jinja: Its source; what `save_pretrained` should write beside a model trained with it.
         special_tokens: Names such as `eos_token` and their texts.
-        end_tokens: Texts of all special tokens, one of which ends a turn.
+        end_tokens: Texts of the special tokens, one of which ends a turn.
     """
 
     name: str
@@ -77,9 +78,9 @@ class ChatTemplate:
 
         Where the template has `{% generation %}`, that says it. Else the text of a trained turn
         is what a rendering that ends after the turn adds to one that ends before it, the
-        generation prompt included; the same is done for a user's turn with a weight. Where the
-        template rewrites a turn when others follow it, such as by leaving out thoughts, the turn
-        is found in the whole text by writing other words in its place.
+        generation prompt included. Where the template rewrites a turn when others follow it,
+        such as by leaving out thoughts, both ends are found in the whole text from a word put
+        into the turn, or into the one before it; see `find_span`.
 
         Raises:
             DataError: The template refuses the conversation, cannot write a part of it, ends a
@@ -89,14 +90,13 @@ class ChatTemplate:
         turns = conversation.turns
         if self.has_generation and all(t.role == ASSISTANT for t in turns if t.weight > 0):
             return self._render_marked(conversation, record)
-        writer = self._writer(conversation, record)
-        text = writer.write(turns)
+        written = self._write(conversation, record)
         found = [
-            (self._find(writer, turns, index, text), turn.weight)
+            (find_span(written, index), turn.weight)
             for index, turn in enumerate(turns)
             if turn.weight > 0
         ]
-        return Rendered(text, [span for span, _ in found], [weight for _, weight in found])
+        return Rendered(written.text, [s for s, _ in found], [weight for _, weight in found])
 
     def check_header(self, conversation: Conversation, record: Record) -> None:
         """See that no header is trained: what stands in front of the model at inference.
@@ -109,7 +109,7 @@ class ChatTemplate:
         if first is None or turns[first].role != ASSISTANT or first == 0:
             return
         rendered = self.render(conversation, record)
-        prompt = self._writer(conversation, record).write(turns[:first], is_prompt=True)
+        prompt = self._written(conversation, record, "").write(turns[:first], is_prompt=True)
         start = rendered.spans[0][0]
         if rendered.text.startswith(prompt) and start < len(prompt):
             raise refuse(
@@ -144,15 +144,17 @@ class ChatTemplate:
                 f"the chat template marks {len(spans)} spans for {len(said)} assistant messages",
                 "put each assistant message, and nothing else, into one {% generation %} block",
             )
-        for (start, end), turn in zip(spans, said, strict=True):
-            words = text[start:end]
-            if turn.content.strip() not in words:
+        written = self._written(conversation, record, text)
+        places = [index for index, turn in enumerate(turns) if turn.role == ASSISTANT]
+        for (start, end), index in zip(spans, places, strict=True):
+            words = text[start:end].rstrip()
+            if not says_all(written, index, words):
                 raise refuse(
                     record,
                     f"the chat template does not write what the assistant says: {words[:80]!r}",
                     "use another template",
                 )
-            if not turn.tool_calls and ends_bare(words, turn.content):
+            if not is_ended(written, index, words):
                 raise refuse(
                     record,
                     "the chat template's {% generation %} leaves out the end token of "
@@ -162,21 +164,17 @@ class ChatTemplate:
         trained = [(s, turn.weight) for s, turn in zip(spans, said, strict=True) if turn.weight]
         return Rendered(text, [span for span, _ in trained], [weight for _, weight in trained])
 
-    def _find(
-        self, writer: Writer, turns: Sequence[Turn], index: int, text: str
-    ) -> tuple[int, int]:
-        found = find_by_prefix(writer, turns, index, text)
-        if found is None:
-            found = find_by_sentinel(writer, turns, index, text, end_tokens=self.end_tokens)
-        return found
+    def _write(self, conversation: Conversation, record: Record) -> Written:
+        text, _ = self._call(conversation.turns, conversation.tools, record)
+        return self._written(conversation, record, text)
 
-    def _writer(self, conversation: Conversation, record: Record) -> Writer:
+    def _written(self, conversation: Conversation, record: Record, text: str) -> Written:
         def write(turns: Sequence[Turn], *, is_prompt: bool = False) -> str:
             if not turns and not is_prompt:
                 return ""
             return self._call(turns, conversation.tools, record, is_prompt=is_prompt)[0]
 
-        return Writer(write, record)
+        return Written(write, conversation.turns, text, self.end_tokens, record)
 
     def _call(
         self,
@@ -225,7 +223,7 @@ def select_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTempla
             template, or a tokenizer that lacks the tokens that a template writes.
     """
     special = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    ends = tuple(_added_tokens(tokenizer))
+    ends = _special_tokens(tokenizer, special.values())
     if name == "default":
         name = "tokenizer" if tokenizer.chat_template else "plain"
     if name == "tokenizer":
@@ -265,9 +263,11 @@ def check_template_name(name: str) -> None:
     )
 
 
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, named: Iterable[str]) -> tuple[str, ...]:
+    """Named or marked as special; not those that only stand in words, such as <tool_call>."""
     added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-    return [str(token) for token in added.values()]
+    marked = [str(token) for token in added.values() if token.special]
+    return tuple(dict.fromkeys([*marked, *named]))
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -25,6 +25,9 @@ PIECES = (
     *("<think>", "user\n", "a", "\u00e9\u0301", "{{ x }}", "\\n", "final"),
 )
 Part = tuple[str, bool]  # characters, and whether they are trained
+Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]]
+Oracle = Callable[[Messages, Tools], list[Part]]
 
 # Writes thoughts of the last turn only, and an empty thought where it has none; as Qwen3 does
 REWRITING = (
@@ -54,43 +57,80 @@ def draw_text(rng: random.Random, most: int = 6) -> str:
     return "".join(rng.choices(PIECES, k=rng.randrange(most)))
 
 
-def draw_messages(rng: random.Random, *, features: frozenset[str]) -> list[dict[str, Any]]:
-    """A conversation with what a template can write: `system`, `tools`, `reasoning`, `weights`."""
-    messages: list[dict[str, Any]] = []
+def draw_record(rng: random.Random, *, features: frozenset[str]) -> tuple[Messages, Tools]:
+    """A conversation with what a template can write.
+
+    Features: `system`; `first`, the assistant begins; `users`, trained ones; `weights`, untrained
+    answers; `reasoning` and `inline` thoughts; `tools`, calls and answers of tools (`wordless`:
+    calls without content); `schemas` of tools.
+    """
+    messages: Messages = []
     if "system" in features and rng.random() < 0.3:
         messages.append({"role": "system", "content": draw_text(rng)})
-    for _ in range(rng.randint(1, 3)):
+    elif "first" in features and rng.random() < 0.2:
+        messages.append(_draw_answer(rng, features))
+    for _ in range(rng.randint(0 if messages[-1:] and "first" in features else 1, 3)):
         messages.append({"role": "user", "content": draw_text(rng)})
-        said: dict[str, Any] = {"role": "assistant", "content": draw_text(rng)}
-        if "reasoning" in features and rng.random() < 0.4:
-            said["reasoning_content"] = "so " + draw_text(rng) + "."
-        if "weights" in features and rng.random() < 0.2:
-            said["loss_mask"] = 0
-        messages.append(said)
-        if "tools" in features and rng.random() < 0.3:
-            call = {"name": "f", "arguments": {"x": draw_text(rng)}}
-            said["tool_calls"] = [{"type": "function", "function": call}]
-            messages.append({"role": "tool", "content": draw_text(rng), "name": "f"})
-            messages.append({"role": "assistant", "content": draw_text(rng)})
+        if "users" in features and rng.random() < 0.1:
+            messages[-1]["loss_mask"] = 1
+        while "tools" in features and rng.random() < 0.3:
+            messages += _draw_calls(rng, features)
+        messages.append(_draw_answer(rng, features))
+    if messages[-1]["role"] != "assistant":
+        messages.append(_draw_answer(rng, features))
     if all(m.get("loss_mask") == 0 for m in messages if m["role"] == "assistant"):
         del messages[-1]["loss_mask"]
-    return messages
+    function = {"name": "f", "description": draw_text(rng)}
+    schemas = [{"type": "function", "function": function}]
+    return messages, schemas if "schemas" in features and rng.random() < 0.7 else []
+
+
+def _draw_answer(rng: random.Random, features: frozenset[str]) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": "assistant", "content": draw_text(rng)}
+    if "reasoning" in features and rng.random() < 0.4:
+        said["reasoning_content"] = "so " + draw_text(rng) + "."
+    elif "inline" in features and rng.random() < 0.4:
+        gap = rng.choice(("", "\n", "\n\n"))
+        thought = rng.choice(("<think>", "<think>\n", "")) + "hm" + gap + "</think>"
+        said["content"] = thought + gap + said["content"]
+    if "weights" in features and rng.random() < 0.2:
+        said["loss_mask"] = 0
+    return said
+
+
+def _draw_calls(rng: random.Random, features: frozenset[str]) -> Messages:
+    """A message that calls one tool or two, and what they answer."""
+    said = _draw_answer(rng, features)
+    if "wordless" in features or rng.random() < 0.5:
+        said["content"] = ""
+    names = rng.choices(("f", "get"), k=rng.choice((1, 1, 2)))
+    values = (draw_text(rng), 1, None, [draw_text(rng)])
+    said["tool_calls"] = [
+        {"type": "function", "function": {"name": name, "arguments": arguments}}
+        for name in names
+        for arguments in [rng.choice(({}, {"x": rng.choice(values), "y": 2}))]
+    ]
+    return [said, *({"role": "tool", "content": draw_text(rng), "name": n} for n in names)]
 
 
 def _turns(
-    messages: list[dict[str, Any]],
+    messages: Messages,
     head: Callable[[dict[str, Any]], str],
     said: Callable[[dict[str, Any], int], str],
     tail: str,
 ) -> list[Part]:
     parts: list[Part] = []
     for index, message in enumerate(messages):
-        is_trained = message["role"] == "assistant" and message.get("loss_mask", 1) == 1
-        parts += [(head(message), False), (said(message, index), is_trained), (tail, False)]
+        is_answer = message["role"] == "assistant"
+        is_trained = message.get("loss_mask", int(is_answer)) == 1
+        text = said(message, index)
+        # Of others' turns the words are trained, not the white space in front of them
+        lead = "" if is_answer else text[: len(text) - len(text.lstrip())]
+        parts += [(head(message) + lead, False), (text[len(lead) :], is_trained), (tail, False)]
     return parts
 
 
-def plain(messages: list[dict[str, Any]]) -> list[Part]:
+def plain(messages: Messages, _: Tools) -> list[Part]:
     """User: ...<eos>, and so on."""
     return _turns(
         messages,
@@ -100,7 +140,7 @@ def plain(messages: list[dict[str, Any]]) -> list[Part]:
     )
 
 
-def simple_chatml(messages: list[dict[str, Any]]) -> list[Part]:
+def simple_chatml(messages: Messages, _: Tools) -> list[Part]:
     """ChatML without tools and thoughts."""
     return _turns(
         messages,
@@ -110,7 +150,7 @@ def simple_chatml(messages: list[dict[str, Any]]) -> list[Part]:
     )
 
 
-def chatml(messages: list[dict[str, Any]]) -> list[Part]:
+def chatml(messages: Messages, _: Tools) -> list[Part]:
     """ChatML with tool calls, answers of tools and thoughts."""
 
     def said(message: dict[str, Any], _: int) -> str:
@@ -119,8 +159,8 @@ def chatml(messages: list[dict[str, Any]]) -> list[Part]:
             return f"<tool_response>\n{text}\n</tool_response><|im_end|>"
         if thought := message.get("reasoning_content"):
             text = f"<think>\n{thought}\n</think>\n\n{text}"
-        for call in message.get("tool_calls", ()):
-            gap = "\n" if message["content"] else ""
+        for number, call in enumerate(message.get("tool_calls", ())):
+            gap = "\n" if message["content"] or number else ""
             body = json.dumps(call["function"], ensure_ascii=False)
             text += f"{gap}<tool_call>\n{body}\n</tool_call>"
         return text + "<|im_end|>"
@@ -132,7 +172,7 @@ def chatml(messages: list[dict[str, Any]]) -> list[Part]:
     return _turns(messages, head, said, "\n")
 
 
-def llama2(messages: list[dict[str, Any]]) -> list[Part]:
+def llama2(messages: Messages, _: Tools) -> list[Part]:
     """[INST] question [/INST] answer <eos>."""
     parts: list[Part] = []
     system = ""
@@ -148,36 +188,39 @@ def llama2(messages: list[dict[str, Any]]) -> list[Part]:
     return parts
 
 
-def gpt_oss(messages: list[dict[str, Any]]) -> list[Part]:
+def gpt_oss(messages: Messages, _: Tools) -> list[Part]:
     """Harmony: channels, thoughts behind the last question only, <|return|> at the very end."""
-    last_user = max(i for i, m in enumerate(messages) if m["role"] == "user")
+    last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     parts: list[Part] = []
     for index, message in enumerate(messages):
-        text = message["content"]
+        text, trained = message["content"], message.get("loss_mask", 0) == 1
         if message["role"] == "tool":
-            header = "<|start|>functions.f to=assistant<|channel|>commentary<|message|>"
+            name = message["name"]
+            header = f"<|start|>functions.{name} to=assistant<|channel|>commentary<|message|>"
             parts.append((f"{header}{text}<|end|>", False))
             continue
         if message["role"] != "assistant":
-            parts.append((f"<|start|>{message['role']}<|message|>{text}<|end|>", False))
+            lead = text[: len(text) - len(text.lstrip())]
+            parts.append((f"<|start|>{message['role']}<|message|>{lead}", False))
+            parts.append((f"{text[len(lead) :]}<|end|>", trained))
             continue
-        said = ""
+        pieces: list[str] = []
         if (thought := message.get("reasoning_content")) and index > last_user:
-            said = f"<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant"
-        calls = message.get("tool_calls", ())
-        if text or not calls:
-            said += f"<|channel|>final<|message|>{text}"
-            said += "<|end|><|start|>assistant" if calls else ""
-        for call in calls:
-            arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-            said += f"<|channel|>commentary to=functions.f<|message|>{arguments}"
+            pieces.append(f"<|channel|>analysis<|message|>{thought}<|end|>")
+        calls = [call["function"] for call in message.get("tool_calls", ())]
         end = "<|return|>" if index == len(messages) - 1 else "<|end|>"
-        said += "<|call|>" if calls else end
-        parts += [("<|start|>assistant", False), (said, message.get("loss_mask", 1) == 1)]
+        if text or not calls:
+            pieces.append(f"<|channel|>final<|message|>{text}{'<|end|>' if calls else end}")
+        for call in calls:
+            arguments = json.dumps(call["arguments"], ensure_ascii=False)
+            header = f"<|channel|>commentary to=functions.{call['name']}<|message|>"
+            pieces.append(f"{header}{arguments}<|call|>")
+        parts.append(("<|start|>assistant", False))
+        parts.append(("<|start|>assistant".join(pieces), message.get("loss_mask", 1) == 1))
     return parts
 
 
-def rewriting(messages: list[dict[str, Any]]) -> list[Part]:
+def rewriting(messages: Messages, _: Tools) -> list[Part]:
     """ChatML with a thought in the last turn only."""
 
     def said(message: dict[str, Any], index: int) -> str:
@@ -190,7 +233,7 @@ def rewriting(messages: list[dict[str, Any]]) -> list[Part]:
     return _turns(messages, lambda m: f"<|im_start|>{m['role']}\n", said, "\n")
 
 
-def headers(messages: list[dict[str, Any]]) -> list[Part]:
+def headers(messages: Messages, _: Tools) -> list[Part]:
     """Headers on lines of their own."""
     return _turns(
         messages,
@@ -200,7 +243,7 @@ def headers(messages: list[dict[str, Any]]) -> list[Part]:
     )
 
 
-def renaming(messages: list[dict[str, Any]]) -> list[Part]:
+def renaming(messages: Messages, _: Tools) -> list[Part]:
     """The assistant is called model."""
     return _turns(
         messages,
@@ -211,16 +254,17 @@ def renaming(messages: list[dict[str, Any]]) -> list[Part]:
 
 
 SYSTEM = frozenset({"system", "weights"})
-FULL = SYSTEM | {"tools", "reasoning"}
+ANY = SYSTEM | {"first", "users"}
+FULL = ANY | {"tools", "reasoning"}
 # data.chat_template, the tokenizer's own template, the oracle, what it can write
-ORACLES = (
-    ("plain", None, plain, SYSTEM),
+ORACLES: tuple[tuple[str, str | None, Oracle, frozenset[str]], ...] = (
+    ("plain", None, plain, ANY | {"inline"}),
     ("chatml", None, chatml, FULL),
     ("llama2", None, llama2, SYSTEM),
     ("gpt_oss", None, gpt_oss, FULL),
-    ("tokenizer", CHATML_MARKED, simple_chatml, SYSTEM),
-    ("tokenizer", CHATML, simple_chatml, SYSTEM),
-    ("tokenizer", REWRITING, rewriting, SYSTEM | {"reasoning"}),
-    ("tokenizer", HEADERS, headers, SYSTEM),
-    ("tokenizer", RENAMING, renaming, SYSTEM),
+    ("tokenizer", CHATML_MARKED, simple_chatml, ANY | {"inline"}),
+    ("tokenizer", CHATML, simple_chatml, ANY | {"inline"}),
+    ("tokenizer", REWRITING, rewriting, ANY | {"reasoning"}),
+    ("tokenizer", HEADERS, headers, ANY),
+    ("tokenizer", RENAMING, renaming, ANY | {"inline"}),
 )

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from omnilit.data.encode import Encoder, decode_spans
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.types import Origin, Record
-from tests.helpers.conversations import ORACLES, Part, draw_messages
-from tests.helpers.tokenizers import build_tokenizer
+from tests.helpers.conversations import ORACLES, Oracle, Part, draw_record
+from tests.helpers.thinking import REWRITERS, build_thinking_tokenizer
 
-NUM_CONVERSATIONS = 1112  # of each of nine templates: 10,008
-BATCH = 139
-SPECIAL = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
-Oracle = Callable[[list[dict[str, Any]]], list[Part]]
+ALL = (*ORACLES, *REWRITERS)
+NUM_CONVERSATIONS = 640  # of each of sixteen templates: 10,240
+BATCH = 128
 
 
 def merge(parts: list[Part]) -> list[Part]:
@@ -32,24 +29,25 @@ def merge(parts: list[Part]) -> list[Part]:
     return merged
 
 
-@pytest.mark.parametrize(("name", "own", "oracle", "features"), ORACLES)
+@pytest.mark.parametrize(("name", "own", "oracle", "features"), ALL)
 def test_the_trained_characters_are_those_of_the_oracle(
     name: str, own: str | None, oracle: Oracle, features: frozenset[str]
 ):
-    tokenizer = build_tokenizer(own)
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
+    tokenizer = build_thinking_tokenizer(own)
     encoder = Encoder.of(tokenizer)
     transform = build_transform(TransformSettings(chat_template=name, max_seq_len=9999), tokenizer)
     rng, num_tokens, differences = random.Random(name + str(own)), 0, []
     for start in range(0, NUM_CONVERSATIONS, BATCH):
-        drawn = [draw_messages(rng, features=features) for _ in range(BATCH)]
-        origins = [Origin("o", "f", start + i) for i in range(BATCH)]
-        records = [Record({"messages": m}, o) for m, o in zip(drawn, origins, strict=True)]
+        drawn = [draw_record(rng, features=features) for _ in range(BATCH)]
+        records = [
+            Record({"messages": messages, "tools": tools}, Origin("o", "f", start + i))
+            for i, (messages, tools) in enumerate(drawn)
+        ]
         samples = transform.encode(records).samples
-        for messages, sample in zip(drawn, samples, strict=True):
+        for (messages, tools), sample in zip(drawn, samples, strict=True):
             num_tokens += len(sample)
             found = decode_spans(sample, encoder)
-            if merge(found) != merge(oracle(messages)):
+            if merge(found) != merge(oracle(messages, tools)):
                 differences.append((messages, found))
     assert not differences, (len(differences), differences[0])
     sys.stdout.write(
@@ -59,5 +57,5 @@ def test_the_trained_characters_are_those_of_the_oracle(
 
 
 def test_the_oracle_sees_ten_thousand_conversations():
-    assert NUM_CONVERSATIONS * len(ORACLES) >= 10_000
+    assert NUM_CONVERSATIONS * len(ALL) >= 10_000
     assert NUM_CONVERSATIONS % BATCH == 0
