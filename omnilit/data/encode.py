@@ -124,6 +124,30 @@ def encode_rendered(
     return tokens
 
 
+def find_tokens(
+    encoder: Encoder, rendered: Rendered, tokens: Tokens, places: Sequence[int]
+) -> list[int]:
+    """The token that begins at each of some characters of a text; -1 where none does.
+
+    Args:
+        encoder: Tokenises.
+        rendered: The text.
+        tokens: What `encode_rendered` made of it.
+        places: Characters of the text.
+    """
+    whole = (0, len(rendered.text))
+    edges = sorted({*whole, *(edge for span in rendered.spans for edge in span)})
+    for cuts in (whole, edges):
+        pairs = list(pairwise(cuts))
+        pieces = encode_texts(encoder, [rendered.text[a:b] for a, b in pairs])
+        if np.array_equal(np.concatenate([ids for ids, _ in pieces]), tokens.ids):
+            shifted = zip(pieces, pairs, strict=True)
+            begin = np.concatenate([extents.begin + a for (_, extents), (a, _) in shifted])
+            first = {char: index for index, char in reversed(list(enumerate(begin.tolist())))}
+            return [first.get(place, -1) for place in places]
+    return [-1] * len(places)
+
+
 def _mark_by_edges(encoding: Encoding, rendered: Rendered) -> Tokens | None:
     """Ask for the tokens at the edges of the spans only; None where an edge is inside a token."""
     ids = np.asarray(encoding.ids, dtype=np.int32)

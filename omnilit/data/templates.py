@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from omnilit.data import template_texts
 from omnilit.data.anchors import Written
 from omnilit.data.messages import ASSISTANT, REASONING, Conversation, Turn, refuse
-from omnilit.data.spans import find_span, is_ended, says_all
+from omnilit.data.spans import find_end, find_span, is_ended, says_all
 from omnilit.errors import ConfigError, DataError, suggest
 from omnilit.registry import Registry
 from omnilit.types import Record
@@ -97,6 +97,13 @@ class ChatTemplate:
             if turn.weight > 0
         ]
         return Rendered(written.text, [s for s, _ in found], [weight for _, weight in found])
+
+    def find_starts(self, conversation: Conversation, record: Record, text: str) -> list[int]:
+        """Where each turn's header begins in the text of all; -1 where that cannot be told."""
+        written = self._written(conversation, record, text)
+        ends = [find_end(written, index) for index in range(len(conversation.turns) - 1)]
+        found = [-1 if end is None else len(text) - len(text[end:].lstrip()) for end in ends]
+        return [0, *found]
 
     def check_header(self, conversation: Conversation, record: Record) -> None:
         """See that no header is trained: what stands in front of the model at inference.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -14,10 +15,11 @@ from omnilit.data.encode import (
     check_mask,
     encode_ids,
     encode_rendered,
+    find_tokens,
     to_sample,
 )
 from omnilit.data.labels import count_targets
-from omnilit.data.messages import refuse
+from omnilit.data.messages import Conversation, refuse
 from omnilit.data.own_transform import KEY, check_samples
 from omnilit.data.quarantine import BadRecord
 from omnilit.data.records import (
@@ -27,8 +29,8 @@ from omnilit.data.records import (
     to_pair,
     to_text,
 )
-from omnilit.data.templates import ChatTemplate, check_end_token, select_template
-from omnilit.data.truncation import fit_length
+from omnilit.data.templates import ChatTemplate, Rendered, check_end_token, select_template
+from omnilit.data.truncation import fit_length, list_starts
 from omnilit.errors import ConfigError, DataError, suggest
 from omnilit.registry import Registry
 from omnilit.types import IGNORE, Record, Sample
@@ -157,8 +159,13 @@ class ConversationTransform:
         """Tokenise a batch; see `Transform`."""
         samples: list[Sample] = []
         num_truncated = num_cut = num_dropped = num_unsupervised = 0
-        for tokens, record in zip(self._tokenize(records), records, strict=True):
-            fitted, is_cut = fit_length(tokens, record, self.settings, self.encoder)
+        keys = self.settings.text_keys
+        said = [to_conversation(record, keys) for record in records]
+        written = [self.template.render(one, r) for one, r in zip(said, records, strict=True)]
+        encoded = encode_rendered(self.encoder, written, records)
+        for tokens, one, record, text in zip(encoded, said, records, written, strict=True):
+            find = partial(_find_starts, self, one, record, text, tokens)
+            fitted, is_cut = fit_length(tokens, record, self.settings, find)
             if fitted is None:
                 num_dropped += 1
                 continue
@@ -178,11 +185,6 @@ class ConversationTransform:
         rendered = self.template.render(conversation, record)
         (tokens,) = encode_rendered(self.encoder, [rendered], [record])
         check_mask(tokens, rendered, record, self.encoder)
-
-    def _tokenize(self, records: Sequence[Record]) -> list[Tokens]:
-        keys = self.settings.text_keys
-        rendered = [self.template.render(to_conversation(r, keys), r) for r in records]
-        return encode_rendered(self.encoder, rendered, records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +208,18 @@ class PreferenceTransform:
         samples: list[Sample] = []
         num_truncated = num_cut = num_dropped = num_unsupervised = 0
         for record in records:
-            both = self._tokenize(record)
-            fitted = [fit_length(tokens, record, self.settings, self.encoder) for tokens in both]
+            pair = to_pair(record, self.settings.text_keys)
+            written = [self.template.render(side, record) for side in pair]
+            both = encode_rendered(self.encoder, written, [record] * len(written))
+            fitted = [
+                fit_length(
+                    tokens,
+                    record,
+                    self.settings,
+                    partial(_find_starts, self, side, record, text, tokens),
+                )
+                for tokens, side, text in zip(both, pair, written, strict=True)
+            ]
             sides = [to_sample(tokens, record) for tokens, _ in fitted if tokens is not None]
             if len(sides) < 2:
                 num_dropped += 1
@@ -227,11 +239,6 @@ class PreferenceTransform:
             rendered = self.template.render(conversation, record)
             (tokens,) = encode_rendered(self.encoder, [rendered], [record])
             check_mask(tokens, rendered, record, self.encoder)
-
-    def _tokenize(self, record: Record) -> list[Tokens]:
-        pair = to_pair(record, self.settings.text_keys)
-        rendered = [self.template.render(side, record) for side in pair]
-        return encode_rendered(self.encoder, rendered, [record] * len(rendered))
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +401,19 @@ def join_outcomes(parts: Sequence[Outcome]) -> Outcome:
         sum(part.num_unsupervised for part in parts),
         tuple(bad for part in parts for bad in part.bad),
     )
+
+
+def _find_starts(
+    transform: ConversationTransform | PreferenceTransform,
+    conversation: Conversation,
+    record: Record,
+    rendered: Rendered,
+    tokens: Tokens,
+) -> list[int]:
+    """Tokens with which a conversation may begin that loses its first messages."""
+    chars = transform.template.find_starts(conversation, record, rendered.text)
+    places = find_tokens(transform.encoder, rendered, tokens, chars)
+    return list_starts(conversation.turns, places)
 
 
 def _join_pair(chosen: Sample, rejected: Sample) -> Sample:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from omnilit.data.encode import Encoder, Tokens
-from omnilit.data.messages import refuse
+from omnilit.data.encode import Tokens
+from omnilit.data.messages import ASSISTANT, Turn, refuse
 from omnilit.types import Record
 
 
@@ -31,20 +32,23 @@ class LengthSettings(Protocol):
 
 
 def fit_length(
-    tokens: Tokens, record: Record, settings: LengthSettings, encoder: Encoder
+    tokens: Tokens,
+    record: Record,
+    settings: LengthSettings,
+    find_starts: Callable[[], Sequence[int]],
 ) -> tuple[Tokens | None, bool]:
     """The tokens cut to `max_seq_len`.
 
     On the right the text ends behind the last trained turn that fits whole, so that no answer
-    loses its end and no question its answer. On the left it begins behind a trained turn, with
-    a whole message, such that a trained turn stays. Where no trained turn fits whole, the text
-    is cut at the limit, within the turn.
+    loses its end and no question its answer. On the left it begins with the first whole message
+    that fits with all that follows. Where there is none, the text is cut at the limit, within a
+    message.
 
     Args:
         tokens: Of a whole conversation.
         record: For messages.
         settings: Length, and what to do beyond it.
-        encoder: Tells white space between turns.
+        find_starts: Says where it may begin, ascending; asked only for what is cut on the left.
 
     Returns:
         The tokens, or None for a record that is to be left out; and whether they end or begin
@@ -64,21 +68,35 @@ def fit_length(
         )
     if settings.overlong == "drop":
         return None, False
-    edges = np.flatnonzero(np.diff(tokens.is_label, prepend=False, append=False)).tolist()
-    ends = edges[1::2]
     if settings.truncation_side == "right":
-        fitting = [end for end in ends if end <= limit]
+        edges = np.flatnonzero(np.diff(tokens.is_label, prepend=False, append=False)).tolist()
+        fitting = [end for end in edges[1::2] if end <= limit]
         return _cut(tokens, 0, fitting[-1] if fitting else limit), not fitting
-    starts = (_skip_space(tokens, end, encoder) for end in ends[:-1])
-    fitting = [start for start in starts if size - start <= limit]
+    fitting = [start for start in find_starts() if size - start <= limit]
     return _cut(tokens, fitting[0] if fitting else size - limit, size), not fitting
 
 
-def _skip_space(tokens: Tokens, start: int, encoder: Encoder) -> int:
-    """The first token at or behind `start` that is not white space."""
-    while start < len(tokens.ids) and encoder.decode(tokens.ids[start : start + 1]).isspace():
-        start += 1
-    return start
+def list_starts(turns: Sequence[Turn], places: Sequence[int]) -> list[int]:
+    """Where a conversation may begin that loses its first messages.
+
+    Something trained must stay, and what is trained of the assistant keeps the message that it
+    answers.
+
+    Args:
+        turns: Of the conversation.
+        places: Where each of them begins; -1 where that is not known.
+    """
+    last = max(index for index, turn in enumerate(turns) if turn.is_trained)
+    return [
+        places[index]
+        for index in range(1, last + 1)
+        if places[index] >= 0 and not _is_answer(turns, index)
+    ]
+
+
+def _is_answer(turns: Sequence[Turn], index: int) -> bool:
+    turn = turns[index]
+    return turn.role == ASSISTANT and turn.is_trained and not turns[index - 1].is_trained
 
 
 def _cut(tokens: Tokens, start: int, end: int) -> Tokens:

@@ -19,7 +19,8 @@ from omnilit.data.transforms import (
 )
 from omnilit.errors import ConfigError, DataError
 from omnilit.types import IGNORE, Record
-from tests.helpers.tokenizers import build_tokenizer
+from tests.helpers.thinking import THINKING
+from tests.helpers.tokenizers import CHATML, CHATML_MARKED, build_tokenizer
 
 MESSAGES = [{"role": "user", "content": "a b c d e f"}, {"role": "assistant", "content": "x y z"}]
 
@@ -137,6 +138,39 @@ def test_truncation_keeps_whole_trained_turns_where_one_fits(
     assert text.rstrip().endswith("<|im_end|>")
     assert text.count("assistant") == 2
     assert text.startswith("<|im_start|>user\n" + "x " * 3 + "<") == (side == "right")
+
+
+@pytest.mark.parametrize("template", [CHATML_MARKED, CHATML, THINKING, None])
+@pytest.mark.parametrize("extra", [0, 1, 4])
+def test_on_the_left_a_text_begins_with_the_first_whole_message_that_fits(
+    record: Callable[..., Record], template: str | None, extra: int
+):
+    tokenizer = build_tokenizer(template)
+    messages = [*_turns(1, 4, 1, 5), {"role": "assistant", "content": "x"}]
+    messages = [{**message, "loss_mask": int(i == 3)} for i, message in enumerate(messages)]
+    encoder = Encoder.of(tokenizer)
+    (whole,) = build_transform(_settings(999), tokenizer).encode([record(messages=messages)])[0]
+    text = "".join(text for text, _ in decode_spans(whole, encoder))
+    # the last question, and the answer before it, which is not trained
+    question = text.rfind("<|im_start|>user" if template else "User: ")
+    answer = text.find("<|im_start|>assistant" if template else "Assistant: ")
+    for start in (question, answer):
+        tails = (encoder.decode(whole.input_ids[i:]) for i in range(len(whole)))
+        size = len(whole) - next(i for i, tail in enumerate(tails) if tail == text[start:])
+        settings = _settings(size + extra, side="left")
+        outcome = build_transform(settings, tokenizer).encode([record(messages=messages)])
+        (sample,) = outcome.samples
+        assert (outcome.num_truncated, outcome.num_cut, len(sample)) == (1, 0, size)
+        assert encoder.decode(sample.input_ids) == text[start:]
+
+
+def test_on_the_left_an_answer_is_not_parted_from_its_question(
+    record: Callable[..., Record], tokenizer: PreTrainedTokenizerFast
+):
+    outcome = build_transform(_settings(20, side="left"), tokenizer).encode(
+        [record(messages=_turns(40, 1))]
+    )
+    assert (outcome.num_truncated, outcome.num_cut, len(outcome.samples[0])) == (1, 1, 20)
 
 
 def test_a_turn_that_does_not_fit_at_all_is_cut_and_counted(
