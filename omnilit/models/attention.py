@@ -67,7 +67,7 @@ def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: Cal
     Raises:
         ConfigError: The model mixes tokens in a way that packing would break.
     """
-    modules = [module for module in model.modules() if _is_attention(module)]
+    modules = [module for module in model.modules() if is_attention(module)]
     refuse_unpackable(model, modules)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, packed_attention)
     model.set_attn_implementation(_NAME)
@@ -174,7 +174,8 @@ def _refuse_padding(module: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any
         )
 
 
-def _is_attention(module: nn.Module) -> bool:
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module calls transformers' attention interface."""
     forward = inspect.unwrap(type(module).forward)
     code = getattr(forward, "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names

@@ -1,0 +1,198 @@
+"""What a step of training costs in floating-point operations, counted from the configuration.
+
+The model that the configuration describes is walked, on the meta device, before anything is bound
+or sharded: so a family needs no formula here. Matrix products count, a multiplication and an
+addition as two; norms, activations, rotary angles and lookups are left out. Backward costs twice
+the forward; what recomputation repeats is no progress and does not count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from omnilit.models.attention import is_attention
+from omnilit.models.blocks import decoder_blocks
+from omnilit.types import TOKENS, MicroBatch
+
+TRAINING: Final = 3  # a forward, and a backward of twice its cost
+UNFED: Final = 2  # the same where no gradient of the input is asked for
+
+
+class _UnknownError(Exception):
+    """A layer of which nothing here says what it costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCost:
+    """Layers of attention that see equally far.
+
+    Args:
+        per_pair: Operations of the forward for a query and a key that it sees, in all of them.
+        window: Keys that a query sees at most; None for all before it.
+    """
+
+    per_pair: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFlops:
+    """What a causal language model costs in the forward.
+
+    Args:
+        per_token: Of the matrices that every token passes: of the experts those it is sent to.
+        per_target: Of the head, which sees supervised tokens alone.
+        attention: Of its layers.
+    """
+
+    per_token: int
+    per_target: int
+    attention: tuple[AttentionCost, ...]
+
+    def of_step(self, lengths: Sequence[int], num_targets: int) -> float:
+        """Operations of training on packed sequences, forward and backward.
+
+        Args:
+            lengths: Of the sequences, padding left out.
+            num_targets: Supervised tokens.
+        """
+        pairs = sum(
+            layer.per_pair * causal_pairs(length, layer.window)
+            for layer in self.attention
+            for length in lengths
+        )
+        return TRAINING * (self.per_token * sum(lengths) + self.per_target * num_targets + pairs)
+
+    def of_batch(self, batch: MicroBatch) -> float:
+        """`of_step` of a micro-batch; one that only fills a window costs nothing."""
+        lengths = [end - start for start, end in pairwise(batch.bounds)]
+        if batch.num_padding:
+            lengths.pop()
+        return self.of_step(lengths if batch.origins else (), round(batch.counts.get(TOKENS, 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class TowerFlops:
+    """What a vision tower costs in the forward, trained whole.
+
+    Args:
+        per_patch: Of the matrices that every patch passes.
+        of_embedding: Of a patch's way into the tower; pixels get no gradient.
+        per_merged: Of the matrices behind the merging of patches.
+        merge_size: Patches along each side of a merged one.
+        per_pair: Of attention, for two patches of one image.
+    """
+
+    per_patch: int
+    of_embedding: int
+    per_merged: int
+    merge_size: int
+    per_pair: int
+
+    def of_images(self, grids: Iterable[tuple[int, int, int]]) -> float:
+        """Operations of training on images, forward and backward.
+
+        Args:
+            grids: Frames, rows and columns of patches of each; a patch sees its own frame.
+        """
+        return float(sum(self._of_image(*grid) for grid in grids))
+
+    def _of_image(self, frames: int, rows: int, columns: int) -> int:
+        per_frame = rows * columns
+        num_patches, num_pairs = frames * per_frame, frames * per_frame**2
+        trained = self.per_patch * num_patches + self.per_pair * num_pairs
+        trained += self.per_merged * (num_patches // self.merge_size**2)
+        return TRAINING * trained + UNFED * self.of_embedding * num_patches
+
+
+def causal_pairs(length: int, window: int | None = None) -> float:
+    """Pairs of a query and a key that it sees: half of the square, less what a window hides."""
+    seen = min(length, window or length)
+    return seen * length - seen * seen / 2
+
+
+def count_flops(model: PreTrainedModel) -> ModelFlops | None:
+    """The cost of a model's language part.
+
+    Args:
+        model: As transformers built it, whole; the meta device will do.
+
+    Returns:
+        None where a layer is of a kind that is not known here: better no number than a wrong one.
+    """
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    blocks = decoder_blocks(decoder)
+    if not isinstance(head, nn.Linear) or not blocks or not all(map(_has_attention, blocks)):
+        return None
+    try:
+        per_token = sum(_per_token(m, decoder.config) for m in decoder.modules() if m is not head)
+        costs = [_attention_cost(m, decoder.config) for m in decoder.modules() if is_attention(m)]
+    except _UnknownError:
+        return None
+    by_window: Counter[int | None] = Counter()
+    for cost in costs:
+        by_window[cost.window] += cost.per_pair
+    attention = tuple(AttentionCost(per_pair, window) for window, per_pair in by_window.items())
+    return ModelFlops(per_token, 2 * head.weight.numel(), attention)
+
+
+def count_tower_flops(tower: PreTrainedModel) -> TowerFlops:
+    """The cost of a vision tower whose patches see the whole of their frame.
+
+    Args:
+        tower: With repeated blocks, a convolution before them and mergers behind.
+    """
+    blocks = decoder_blocks(tower)
+    inside = {module for block in blocks for module in block.modules()}
+    outside = [module for module in tower.modules() if module not in inside]
+    convolutions = [m for m in outside if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    costs = [_attention_cost(m, tower.config) for m in inside if is_attention(m)]
+    return TowerFlops(
+        per_patch=sum(_per_token(module, tower.config) for module in inside),
+        of_embedding=sum(2 * convolution.weight.numel() for convolution in convolutions),
+        per_merged=sum(_per_token(m, tower.config) for m in outside if m not in convolutions),
+        merge_size=tower.config.spatial_merge_size,
+        per_pair=sum(cost.per_pair for cost in costs),
+    )
+
+
+def _has_attention(block: nn.Module) -> bool:
+    return any(is_attention(module) for module in block.modules())
+
+
+def _per_token(module: nn.Module, config: PreTrainedConfig) -> int:
+    """Operations of a module's own matrices for one token."""
+    if isinstance(module, nn.Embedding):
+        return 0
+    return sum(2 * size for size in _matrix_sizes(module, config))
+
+
+def _matrix_sizes(module: nn.Module, config: PreTrainedConfig) -> Iterator[int]:
+    """Elements that one token meets of each matrix; of stacked experts, of those it is sent to."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim < 2 or name.endswith("bias"):
+            continue
+        if parameter.ndim == 2:
+            yield parameter.numel()
+            continue
+        num_chosen = getattr(config, "num_experts_per_tok", None)
+        if parameter.ndim != 3 or num_chosen is None:
+            raise _UnknownError
+        yield parameter[0].numel() * num_chosen
+
+
+def _attention_cost(module: nn.Module, config: PreTrainedConfig) -> AttentionCost:
+    heads = getattr(module, "num_heads", getattr(config, "num_attention_heads", None))
+    plain = getattr(module, "head_dim", None)
+    scored, mixed = getattr(module, "qk_head_dim", plain), getattr(module, "v_head_dim", plain)
+    if heads is None or scored is None or mixed is None:
+        raise _UnknownError
+    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    return AttentionCost(2 * heads * (scored + mixed), window)
