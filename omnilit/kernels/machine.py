@@ -39,12 +39,14 @@ class Machine:
         sm: CUDA compute capability as major * 10 + minor, such as 90; None off CUDA.
         packages: Installed versions of the distributions that a kernel may need, by name.
         cpu_features: Flags of the CPU that make bfloat16 fast, of those that it has.
+        name: What the device calls itself, such as "NVIDIA H100 80GB HBM3"; empty for a CPU.
     """
 
     device: DeviceType = "cpu"
     sm: int | None = None
     packages: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     cpu_features: frozenset[str] = frozenset()
+    name: str = ""
 
     @classmethod
     def detect(cls, device_type: str) -> Machine:
@@ -64,7 +66,8 @@ class Machine:
         # Kernels and rules never ask for a GPU themselves: they take a Machine.
         if device_type == "cuda" and torch.cuda.is_available():  # noqa: TID251
             major, minor = torch.cuda.get_device_capability()
-            return cls("cuda", sm=major * 10 + minor, packages=packages)
+            name = torch.cuda.get_device_name()
+            return cls("cuda", sm=major * 10 + minor, packages=packages, name=name)
         raise ConfigError(
             key="trainer.accelerator",
             problem=f"this machine has no usable {device_type!r} device",
