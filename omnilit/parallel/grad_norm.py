@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -24,23 +24,53 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     Returns:
         A scalar on the gradients' device, the same on all ranks; 0 without gradients.
     """
-    by_mesh: defaultdict[DeviceMesh | None, list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        if (gradient := parameter.grad) is not None:
+    return _joined_squares([_gradients(parameters)])[0].sqrt()
+
+
+def group_norms(groups: Mapping[str, Iterable[nn.Parameter]]) -> dict[str, float]:
+    """The 2-norm of the gradients of each group, all of them in one reduction a mesh.
+
+    Args:
+        groups: By name, the same in the same order on every rank; every rank must call.
+
+    Returns:
+        One norm a group, the same on all ranks; 0 for a group without gradients.
+    """
+    squares = _joined_squares([_gradients(members) for members in groups.values()])
+    return dict(zip(groups, squares.sqrt().tolist(), strict=True))
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _joined_squares(groups: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The sum of squares of each group over all its meshes, [len(groups)]."""
+    by_mesh: defaultdict[DeviceMesh | None, list[list[Tensor]]] = defaultdict(
+        lambda: [[] for _ in groups]
+    )
+    for index, group in enumerate(groups):
+        for gradient in group:
             mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
-            by_mesh[mesh].append(gradient)
-    squares = [_sum_squares(gradients, mesh) for mesh, gradients in by_mesh.items()]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+            by_mesh[mesh][index].append(gradient)
+    totals: list[Tensor] = []
+    for mesh, members in by_mesh.items():
+        parts = _squares([one for group in members for one in group]).split(list(map(len, members)))
+        totals.append(_sum_over(torch.stack([part.sum() for part in parts]), mesh))
+    return torch.stack(totals).sum(0) if totals else torch.zeros(len(groups))
 
 
-def _sum_squares(gradients: Sequence[Tensor], mesh: DeviceMesh | None) -> Tensor:
-    """Sum of squares over one mesh, elements that are replicated counted once."""
+def _squares(gradients: Sequence[Tensor]) -> Tensor:
+    """This rank's sum of squares of each gradient, elements that are replicated shared out."""
     locals_, copies = [], []
     for gradient in gradients:
         locals_.append(gradient.to_local() if isinstance(gradient, DTensor) else gradient)
         copies.append(_num_copies(gradient) if isinstance(gradient, DTensor) else 1)
     norms = torch.stack([_norm(local) for local in locals_])
-    total = (norms.square() / norms.new_tensor(copies)).sum()
+    return norms.square() / norms.new_tensor(copies)
+
+
+def _sum_over(total: Tensor, mesh: DeviceMesh | None) -> Tensor:
     for dim in range(mesh.ndim if mesh is not None else 0):
         assert mesh is not None
         dist.all_reduce(total, group=mesh.get_group(dim))

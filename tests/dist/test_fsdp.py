@@ -6,10 +6,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from omnilit.parallel.fsdp import set_gradient_sync, shard_model
-from omnilit.parallel.grad_norm import clip_gradients, total_norm
+from omnilit.parallel.grad_norm import clip_gradients, group_norms, total_norm
 from omnilit.testing import run_ranks
 
 pytestmark = pytest.mark.dist
@@ -201,3 +201,28 @@ def test_parameters_can_stay_gathered_until_the_last_micro_batch(tmp_path):
         assert kept == [False, False, True]
         assert freed == [True, True, True]
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def norms_of_groups():
+    """Gradients that are sharded on one mesh, copied on another, and plain."""
+    shape, names = (dist.get_world_size(),), ("axis",)
+    one, other = (init_device_mesh("cpu", shape, mesh_dim_names=names) for _ in range(2))
+    gradients = {
+        "sharded": distribute_tensor(torch.full((4, 2), 3.0), one, [Shard(0)]),
+        "copied": distribute_tensor(torch.full((4,), 2.0), other, [Replicate()]),
+        "plain": torch.full((9,), 1.0),
+    }
+    parameters = {name: nn.Parameter(torch.zeros_like(g)) for name, g in gradients.items()}
+    for name, gradient in gradients.items():
+        parameters[name].grad = gradient
+    sharded, copied, plain = parameters.values()
+    idle = nn.Parameter(torch.zeros(3))
+    groups = {"a": [sharded], "b": [copied, idle], "all": [sharded, copied, plain], "none": [idle]}
+    return group_norms(groups), total_norm([sharded, copied, plain]).item()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_norms_of_groups_are_over_all_meshes_too(num_ranks, tmp_path):
+    for norms, total in run_ranks(norms_of_groups, num_ranks, tmp_path=tmp_path):
+        assert norms == pytest.approx({"a": 72**0.5, "b": 4.0, "all": 97**0.5, "none": 0.0})
+        assert norms["all"] == total
