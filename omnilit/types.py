@@ -167,6 +167,7 @@ class StepResult:
         skipped_steps: Steps skipped for a non-finite norm so far.
         source_tokens: Supervised tokens of the step by data source, where there are several.
         source_losses: Mean loss of these tokens, of sources that have any in this step.
+        flops: Operations of the step on all ranks, see `models.flops`; None where not known.
     """
 
     step: int
@@ -181,3 +182,4 @@ class StepResult:
     skipped_steps: int
     source_tokens: Mapping[str, int] = field(default_factory=dict)
     source_losses: Mapping[str, float] = field(default_factory=dict)
+    flops: float | None = None

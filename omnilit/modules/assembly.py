@@ -13,6 +13,7 @@ from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.compilation import Compilation, compile_blocks
+from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
@@ -54,12 +55,13 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class AssembledModel:
-    """A model ready to train, with what was bound to it."""
+    """A model ready to train, with what was bound to it and what it costs, where that is known."""
 
     model: PreTrainedModel
     kernels: KernelSet
     binding: Binding
     precision: Precision
+    flops: ModelFlops | None
     compilation: Compilation | None = None
 
     def verify_step(self) -> None:
@@ -97,6 +99,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
         dtype=precision.master,
         trust_remote_code=request.trust_remote_code,
     )
+    flops = count_flops(model)
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     binding = bind_kernels(model, kernels)
     enable_recomputation(model, train.gradient_checkpointing)
@@ -112,7 +115,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     )
     _fill(model, request, topology)
     log.info("precision: %s", precision)
-    return AssembledModel(model, kernels, binding, precision, compilation)
+    return AssembledModel(model, kernels, binding, precision, flops, compilation)
 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:

@@ -43,6 +43,7 @@ from omnilit.parallel.mesh import Topology
 from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp
 
 log = get_logger(__name__)
+FLOPS = "flops"  # among the counts of a step
 
 
 class OmniModule(LightningModule):
@@ -135,6 +136,14 @@ class OmniModule(LightningModule):
             whole step.
         """
         raise NotImplementedError
+
+    def batch_flops(self, batch: MicroBatch) -> float | None:
+        """Operations of training on one micro-batch; None where the model's layers are unknown.
+
+        A task that runs a model more than once a micro-batch, or a further one, adds them up.
+        """
+        flops = self.assembled.flops
+        return None if flops is None else flops.of_batch(batch)
 
     def parameter_part(self, name: str) -> str:
         """The optimizer group that a parameter belongs to, by its name in the model."""
@@ -241,6 +250,8 @@ class OmniModule(LightningModule):
         self._stamp = stamp
         terms = self.loss_terms(batch)
         self._meter.add(terms, batch)
+        if (flops := self.batch_flops(batch)) is not None:
+            self._meter.count(FLOPS, flops)
         parts = [term.sum / (stamp.counts[term.count] or 1.0) for term in terms.values()]
         # Lightning divides by the number of micro-batches; the step's counts already did
         return torch.stack(parts).sum() * self.trainer.accumulate_grad_batches
@@ -289,7 +300,7 @@ class OmniModule(LightningModule):
         assert stamp is not None, "a step has at least one micro-batch"
         step = self.trainer.global_step + 1  # Lightning counts it after this hook
         loss = sum(totals.means.values())
-        self.log("loss", loss, prog_bar=True, logger=False, rank_zero_only=True)
+        self.log("loss", loss, prog_bar=True, logger=False)  # equal on all ranks already
         return StepResult(
             step=step,
             epoch=epoch,
@@ -303,6 +314,7 @@ class OmniModule(LightningModule):
             skipped_steps=self._skipped_steps,
             source_tokens=totals.source_tokens,
             source_losses=totals.source_means,
+            flops=totals.counts.get(FLOPS),
         )
 
     @override

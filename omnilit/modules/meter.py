@@ -56,6 +56,10 @@ class TermMeter:
             for name, value in zip(names, sum_by_source(losses, batch, names), strict=True):
                 self._add(f"source/{name}", value)
 
+    def count(self, name: str, number: float) -> None:
+        """Add to a count that is none of a micro-batch's targets."""
+        self._counts[name] += number
+
     def reset(self) -> None:
         """Forget everything."""
         self._sums.clear()
