@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import cast
@@ -17,15 +14,19 @@ from typing_extensions import override
 
 from omnilit.callbacks.checkpointing import CheckpointSaver
 from omnilit.callbacks.evaluation import EvaluationSchedule, is_evaluation_due
+from omnilit.callbacks.layer_norms import LayerGradNorms
 from omnilit.callbacks.metrics_file import MetricsFile, Number, to_json
+from omnilit.callbacks.peak_memory import PeakMemory
+from omnilit.callbacks.profiler import StepProfiler
 from omnilit.callbacks.protocols import TrainedModule
 from omnilit.callbacks.trainer_view import callbacks_of_type, is_trial_run
 from omnilit.checkpoint.layout import METRICS
+from omnilit.kernels.machine import Machine
+from omnilit.kernels.peaks import peak_flops
 from omnilit.logging import get_logger
 from omnilit.parallel.collectives import max_over
 from omnilit.types import StepResult
 
-GIB = 1024**3
 log = get_logger(__name__)
 
 
@@ -41,15 +42,20 @@ class MetricsRecorder(Callback):
 
     Args:
         output_dir: Folder of the run.
+        machine: Whose peak `mfu` is a share of; default: the one that runs this.
 
     Attributes:
         numbers: Those of the newest step, by the names of `metrics.jsonl`; empty before the
             first. Times are rank 0's, `data_wait_s` and `max_memory_gib` the largest rank's.
-            `step_time_s` runs from the end of the step before, its evaluation and save excluded.
+            `step_time_s` runs from the end of the step before, its evaluation, save and
+            profiler's trace excluded.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(self, output_dir: str | Path, *, machine: Machine | None = None) -> None:
         self.output_dir = Path(output_dir)
+        self._machine = machine
+        self._peak: float | None = None
+        self._memory = PeakMemory(torch.device("cpu"))
         self.numbers: dict[str, Number] = {}
         self._file = MetricsFile(self.output_dir / METRICS)
         self._is_pending = False
@@ -61,9 +67,12 @@ class MetricsRecorder(Callback):
         self.numbers, self._is_pending = {}, False
         self._done_step = trainer.global_step
         self._ended_at = time.monotonic()
+        device = trainer.strategy.root_device
+        self._peak = peak_flops(self._machine or Machine.detect(device.type))
+        self._memory = PeakMemory(device)
         if _is_writer(trainer):
             self._file.open_at(trainer.global_step)
-        _reset_peak_memory(trainer.strategy.root_device)
+        self._memory.reset()
 
     @override
     def on_train_batch_end(
@@ -124,10 +133,10 @@ class MetricsRecorder(Callback):
         step_time_s = time.monotonic() - self._step_began_at(trainer)
         device = trainer.strategy.root_device
         largest = max_over(
-            {"data_wait_s": result.data_wait_s, "max_memory_gib": _read_memory_gib(device)},
+            {"data_wait_s": result.data_wait_s, "max_memory_gib": self._memory.read_gib()},
             device=device,
         )
-        _reset_peak_memory(device)
+        self._memory.reset()
         terms = result.losses if len(result.losses) > 1 else {}
         return {
             "step": result.step,
@@ -135,21 +144,31 @@ class MetricsRecorder(Callback):
             "loss": result.loss,
             **{f"loss/{name}": value for name, value in terms.items()},
             "grad_norm": result.grad_norm,
+            **_by_layer(trainer, result.step),
             "lr": next(iter(result.lr.values())),
             **{f"lr/{group}": value for group, value in result.lr.items()},
             "tokens": result.tokens,
             **_by_source(result),
             "tokens_per_second": result.num_tokens / max(step_time_s, 1e-9),
+            **self._speed(result.flops, max(step_time_s, 1e-9), trainer.world_size),
             "step_time_s": step_time_s,
             **largest,
             "skipped_steps": result.skipped_steps,
         }
 
+    def _speed(self, flops: float | None, step_time_s: float, num_ranks: int) -> dict[str, Number]:
+        """Operations a second of all ranks, and their share of what the devices do at best."""
+        if flops is None:
+            return {}
+        speed = flops / step_time_s
+        share = {} if self._peak is None else {"mfu": speed / (self._peak * num_ranks)}
+        return {"tflops_per_second": speed / 1e12, **share}
+
     def _step_began_at(self, trainer: Trainer) -> float:
-        """When the work that belongs to no step, saving and evaluating, was last over."""
+        """When the work that belongs to no step, such as saving, was last over."""
         ends = [self._ended_at]
-        ends += [c.finished_at for c in callbacks_of_type(trainer, EvaluationSchedule)]
-        ends += [c.finished_at for c in callbacks_of_type(trainer, CheckpointSaver)]
+        for kind in (EvaluationSchedule, CheckpointSaver, StepProfiler):
+            ends += [callback.finished_at for callback in callbacks_of_type(trainer, kind)]
         return max(ends)
 
 
@@ -163,6 +182,16 @@ def _by_source(result: StepResult) -> dict[str, Number]:
     return numbers
 
 
+def _by_layer(trainer: Trainer, step: int) -> dict[str, Number]:
+    """Gradient norms of the decoder blocks, at the steps where `LayerGradNorms` reads them."""
+    return {
+        f"grad_norm/{name}": norm
+        for callback in callbacks_of_type(trainer, LayerGradNorms)
+        if callback.step == step
+        for name, norm in callback.norms.items()
+    }
+
+
 def newest_numbers(trainer: Trainer) -> dict[str, Number]:
     """The newest step's numbers, from the trainer's `MetricsRecorder`; empty without one."""
     recorders = callbacks_of_type(trainer, MetricsRecorder)
@@ -171,18 +200,3 @@ def newest_numbers(trainer: Trainer) -> dict[str, Number]:
 
 def _is_writer(trainer: Trainer) -> bool:
     return trainer.is_global_zero and not is_trial_run(trainer)
-
-
-def _read_memory_gib(device: torch.device) -> float:
-    """Peak of the device's allocator since the last reset; on CPU what is resident now."""
-    if device.type != "cpu":
-        return torch.get_device_module(device).max_memory_allocated(device) / GIB
-    if sys.platform == "darwin":  # no /proc: the peak of the process, in bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / GIB
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.get_device_module(device).reset_peak_memory_stats(device)

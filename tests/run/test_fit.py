@@ -54,7 +54,7 @@ def test_a_line_of_metrics_has_exactly_its_keys(finished):
     lines = read_lines(finished[0])
     always = {
         "step", "epoch", "loss", "grad_norm", "lr", "lr/backbone", "tokens", "tokens_per_second",
-        "step_time_s", "data_wait_s", "max_memory_gib", "skipped_steps",
+        "tflops_per_second", "step_time_s", "data_wait_s", "max_memory_gib", "skipped_steps",
     }  # fmt: skip
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:

@@ -37,6 +37,7 @@ class TinyModule(LightningModule):
         self.eval_result: dict[str, float] | None = None
         self.losses: dict[str, float] = {"tokens": 1.0}
         self.grad_norm = 0.5
+        self.flops: float | None = None
         self.events: list[str] = []
         self.draws: list[tuple[float, float, float]] = []
         self.export_dtype = torch.float32
@@ -58,6 +59,7 @@ class TinyModule(LightningModule):
             num_tokens=12,
             data_wait_s=0.25,
             skipped_steps=0,
+            flops=self.flops,
         )
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:

@@ -15,6 +15,7 @@ from omnilit.callbacks.evaluation import EvaluationSchedule
 from omnilit.callbacks.metrics import MetricsRecorder
 from omnilit.callbacks.metrics_file import MetricsFile
 from omnilit.config import CheckpointConfig
+from omnilit.kernels.machine import Machine
 
 
 def read(path):
@@ -206,3 +207,29 @@ def test_a_trial_run_leaves_the_numbers_of_the_real_one(make_module, make_traine
     trial.validate(make_module(), verbose=False)
     assert {path.name: path.read_text() for path in tmp_path.glob("*.jsonl*")} == before
     assert recorder.numbers["step"] == 2
+
+
+H100 = Machine("cuda", sm=90, name="NVIDIA H100 80GB HBM3")
+
+
+@pytest.mark.parametrize(
+    ("machine", "has_mfu"), [(H100, True), (Machine("cuda", sm=75), False), (Machine(), False)]
+)
+def test_speed_is_work_over_the_whole_step_and_mfu_its_share_of_a_known_peak(
+    make_module, make_trainer, tmp_path, machine, has_mfu
+):
+    module = make_module()
+    module.flops = 3e12
+    make_trainer(MetricsRecorder(tmp_path, machine=machine)).fit(module)
+    for line in read(tmp_path / "metrics.jsonl"):
+        assert line["tflops_per_second"] == pytest.approx(3 / line["step_time_s"])
+        assert ("mfu" in line) is has_mfu
+        if has_mfu:
+            assert line["mfu"] == pytest.approx(line["tflops_per_second"] / 989)
+
+
+def test_mfu_is_over_the_peaks_of_all_ranks(tmp_path):
+    recorder = MetricsRecorder(tmp_path)
+    recorder._peak = 500e12
+    assert recorder._speed(4e15, 2.0, 8) == {"tflops_per_second": 2000, "mfu": 0.5}
+    assert recorder._speed(None, 2.0, 8) == {}
