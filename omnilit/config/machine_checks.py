@@ -20,10 +20,18 @@ OUTPUT: Final = "train.checkpoint.output_dir"
 def check_paths(view: View) -> list[Problem]:
     """Problems of the paths that the run reads: missing ones, and files in place of folders.
 
+    And of the folder of the traces, which needs to hold nothing yet.
+
     A name like `org/model` that is no path here is left to the hub.
     """
     read = {
-        "fit": (_check_model, _check_training_data, _check_evaluation_data, _check_resume),
+        "fit": (
+            _check_model,
+            _check_training_data,
+            _check_evaluation_data,
+            _check_resume,
+            _check_trace_dir,
+        ),
         "validate": (_check_model, _check_evaluation_data, _check_resume),
         "infer": (_check_answering_model,),
         "data": (_check_model, _check_training_data, _check_evaluation_data),
@@ -139,3 +147,15 @@ def _check_resume(view: View) -> list[Problem]:
         return []
     problem = f"{name} is not a folder" if Path(name).exists() else f"{name} does not exist"
     return [Problem(path, problem, "give the folder of a checkpoint (global_step_N), or auto")]
+
+
+def _check_trace_dir(view: View) -> list[Problem]:
+    path = "train.profile.trace_dir"
+    if not view["train.profile.enable"]:
+        return []
+    folder = Path(view[path]).absolute()
+    there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if there.is_dir() and os.access(there, os.W_OK):
+        return []
+    problem = f"{there} is not a folder" if not there.is_dir() else f"{there} is read-only"
+    return [Problem(path, problem, "choose another folder")]

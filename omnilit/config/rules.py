@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from omnilit.config import checkpoint_rules, data_rules, optimizer_rules, parallel_rules
+from omnilit.config import (
+    checkpoint_rules,
+    data_rules,
+    optimizer_rules,
+    parallel_rules,
+    watch_rules,
+)
 from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
 from omnilit.config.view import View
 from omnilit.errors import Problem
@@ -68,6 +74,7 @@ def all_rules() -> list[Rule]:
         *(Rule((path,), partial(check_name, path=path)) for path in NAMES),
         *(Rule((path,), partial(_patterns_have_text, path=path)) for path in patterns),
         *_data_rules(),
+        *_watch_rules(),
         Rule(("model.config_path", "model.model_path"), _model_is_given),
         Rule(("data.train_path",), _training_data_is_given),
         Rule(("data.eval_path",), _validation_data_is_given),
@@ -149,6 +156,20 @@ def _data_rules() -> list[Rule]:
         Rule(("data.silent_exception", "data.max_bad_fraction"), data_rules.limit_has_skipping),
         Rule((path, data_rules.MIXING), data_rules.mixing_has_sources),
         Rule((path, data_rules.SOURCE_NAME), data_rules.one_source_has_one_name),
+    ]
+
+
+def _watch_rules() -> list[Rule]:
+    start, end, wandb = watch_rules.START, watch_rules.END, watch_rules.WANDB
+    length = ("train.max_steps", "train.num_train_epochs")
+    return [
+        Rule((start, end), watch_rules.range_has_a_step),
+        Rule((f"{watch_rules.PROFILE}.enable", start, *length), watch_rules.range_is_reached),
+        *(
+            Rule((path,), partial(watch_rules.name_is_legal, path=path))
+            for path in watch_rules.NAMED
+        ),
+        Rule((f"{wandb}.tags",), watch_rules.tags_are_legal),
     ]
 
 

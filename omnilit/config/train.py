@@ -18,13 +18,20 @@ class WandbConfig:
         enable: Log there.
         project: Name of the project.
         name: Name of the run; null lets the service choose one.
-        id: Id of an earlier run to go on with.
+        id: Id of an earlier run to go on with; null is a new one, or that of the run directory
+            where `load_path` goes on from there.
+        group: Runs of one group are shown together.
+        tags: Words to find the run by.
+        entity: User or team that the project belongs to; null is the account's default.
     """
 
     enable: bool = False
     project: str = "omnilit"
     name: str | None = None
     id: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    entity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class ProfileConfig:
 
     Args:
         enable: Record a trace.
-        start_step: First step recorded.
+        start_step: First step recorded; the one before warms the profiler up.
         end_step: Step before which recording ends.
         trace_dir: Folder of the traces, relative to the working directory.
         record_shapes: Record the shapes of inputs.
@@ -92,6 +99,8 @@ class TrainingArguments:
             own schedule on.
         eval_steps: Steps between two evaluations; 0 for none.
         eval_epochs: Epochs between two evaluations, where there is an evaluation set; 0 for none.
+        log_layer_grad_norms_steps: Steps between two lines of metrics with the gradient norm of
+            every decoder block; 0 for none.
         seed: The one seed, of initialisation, dropout and the order of the data.
         enable_compile: Compile each decoder block.
         max_steps: Most steps of an epoch; null for no cap.
@@ -121,6 +130,7 @@ class TrainingArguments:
     gc_steps: int = 500
     eval_steps: int = 0
     eval_epochs: int = 1
+    log_layer_grad_norms_steps: int = 0
     seed: int = 42
     enable_compile: bool = False
     max_steps: int | None = None

@@ -83,7 +83,7 @@ def test_five_mistakes_are_five_problems_and_the_good_values_stay(fields: list[F
             "{train: {wandb: true}}",
             (
                 "train.wandb: True is not a group. To fix: write keys under it: enable, project, "
-                "name, id."
+                "name, id, group, tags, entity."
             ),
         ),
         ("{train.max_steps: 3}", "train.max_steps: unknown key 'train.max_steps'"),

@@ -33,10 +33,14 @@ ADDED = {
     "train.checkpoint.export_dtype",
     "train.checkpoint.keep_last",
     "train.checkpoint.overwrite",
+    "train.log_layer_grad_norms_steps",
     "train.optimizer.betas",
     "train.optimizer.eps",
     "train.optimizer.max_skipped_steps",
     "train.optimizer.use_kahan_summation",
+    "train.wandb.entity",
+    "train.wandb.group",
+    "train.wandb.tags",
 }
 TASKS = (
     "OmniModule",
