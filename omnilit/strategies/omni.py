@@ -165,6 +165,12 @@ class OmniStrategy(ModelParallelStrategy):
             raise TypeError(f"storage_options are SaveOptions, not {type(options).__name__}")
         self.finish_save()
         trainer, topology = self._trainer, self.topology
+        if "lr_schedulers" not in checkpoint:
+            raise ConfigError(
+                key="trainer.callbacks",
+                problem="a checkpoint of weights alone was asked for, and they are saved whole",
+                fix="leave out save_weights_only; the export of a checkpoint holds weights alone",
+            )
         final = Path(filepath)
         meta = {key: checkpoint[key] for key in META_KEYS if key in checkpoint}
         meta["position"] = read_place(checkpoint["loops"], step=trainer.global_step)

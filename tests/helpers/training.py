@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from omnilit.callbacks import CheckpointSaver, EvaluationSchedule, MetricsRecorder
@@ -118,6 +119,7 @@ def train(
     data: dict[str, Any] | None = None,
     load_path: Path | None = None,
     callbacks: tuple[Callback, ...] = (),
+    loggers: tuple[Logger, ...] = (),
 ) -> tuple[StepLog, OmniModule]:
     """Run `fit` on this rank of however many there are.
 
@@ -129,6 +131,7 @@ def train(
         data: Further arguments of the data module.
         load_path: A checkpoint to go on from.
         callbacks: Further ones.
+        loggers: None but these.
     """
     os.environ["OMNILIT_CACHE"] = str(folder / "cache")
     module = module_class(**{"config_path": str(folder / "model"), **(model or {})}, train=train)
@@ -154,12 +157,16 @@ def train(
         strategy=OmniStrategy(train.accelerator),
         max_epochs=train.num_train_epochs,
         callbacks=list(own),
-        logger=False,
+        logger=list(loggers),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        log_every_n_steps=1,
         inference_mode=False,
+        # as on the command line: what EvaluationSchedule decides can be any step
+        val_check_interval=1 if loader.get("eval_path") else 1.0,
+        check_val_every_n_epoch=None if loader.get("eval_path") else 1,
         default_root_dir=output_dir,
     )
     trainer.fit(module, datamodule=datamodule, ckpt_path=load_path)
