@@ -23,7 +23,8 @@ from omnilit.logging import get_logger
 CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
 TENSORBOARD: Final = "tensorboard"
-RUN_PARTS: Final = (CHECKPOINTS, METRICS, TENSORBOARD)
+WANDB_RUN: Final = "wandb_run.json"
+RUN_PARTS: Final = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB_RUN)
 HF_FOLDER: Final = "hf_ckpt"
 MODEL_ASSETS: Final = "model_assets"
 STAGING: Final = ".staging-"

@@ -19,8 +19,10 @@ from typing_extensions import override
 from omnilit.callbacks import (
     CheckpointSaver,
     EvaluationSchedule,
+    HyperparameterLog,
     MetricsRecorder,
     StartupReport,
+    chosen_callbacks,
     progress_callback,
 )
 from omnilit.checkpoint.save import saved_step
@@ -29,6 +31,8 @@ from omnilit.cli.owners import KEPT
 from omnilit.cli.plan import HIDDEN, OPS, Reading, RunPlan
 from omnilit.cli.resolved import BUFFER, GROUPS, printed_tree, resolved_tree
 from omnilit.cli.run_folder import RunFiles, RunFolder
+from omnilit.cli.stock import settle_callbacks
+from omnilit.cli.wandb_run import WandbRun, open_wandb
 from omnilit.config import (
     DataloaderConfig,
     DPOConfig,
@@ -98,7 +102,7 @@ class OmniCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build the three objects, each from its own part of the plan."""
         plan = self.plan
-        self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = self.parser.instantiate(self.config)
         train = plan.build(TrainingArguments, "train")
         self.model = self._build_module(train)
         self.datamodule = self._build_data(train)
@@ -127,7 +131,14 @@ class OmniCLI(LightningCLI):
         launch, output_dir = self.plan.launch, Path(train.checkpoint.output_dir)
         given = cast("Namespace", self.config_init["trainer"])
         has_evaluation = self.plan.view["data.eval_path"] is not None
-        callbacks = self._callbacks(train, output_dir, _as_list(given.callbacks))
+        own: list[Callback] = _as_list(given.callbacks)
+        settle_callbacks(own, output_dir, has_evaluation=has_evaluation)
+        wandb = self._wandb_run(train, output_dir)  # last: from here on there is a run elsewhere
+        extra = [*chosen_callbacks(train), *([wandb] if wandb else [])]
+        callbacks = self._callbacks(train, output_dir, own, extra)
+        loggers = self._loggers(given.logger, output_dir)
+        if wandb is not None and isinstance(loggers, list):
+            loggers.append(wandb.logger)
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         return {
             "accelerator": launch.device_type,
@@ -136,7 +147,7 @@ class OmniCLI(LightningCLI):
             "strategy": OmniStrategy(train.accelerator),
             "max_epochs": train.num_train_epochs,
             "callbacks": callbacks,
-            "logger": self._loggers(given.logger, output_dir),
+            "logger": loggers,
             "enable_progress_bar": has_bar,
             "enable_model_summary": False,
             "inference_mode": self.given_trainer.get("inference_mode", False),
@@ -150,14 +161,19 @@ class OmniCLI(LightningCLI):
         }
 
     def _callbacks(
-        self, train: TrainingArguments, output_dir: Path, given: list[Callback]
+        self,
+        train: TrainingArguments,
+        output_dir: Path,
+        given: list[Callback],
+        extra: list[Callback],
     ) -> list[Callback]:
         """Ours around the user's: numbers are there before theirs run, random states after."""
         plan = self.plan
+        resolved = resolved_tree(plan)
         files = RunFiles(
             output_dir,
             plan.raw.written,
-            resolved_tree(plan),
+            resolved,
             load_path=plan.load_path,
             is_overwrite=train.checkpoint.overwrite,
         )
@@ -165,13 +181,21 @@ class OmniCLI(LightningCLI):
         bar = progress_callback(is_terminal=sys.stderr.isatty())
         return [
             RunFolder(files),
+            HyperparameterLog(resolved),
             StartupReport(),
             MetricsRecorder(output_dir),
             *([bar] if is_shown else []),
             *given,
             EvaluationSchedule(eval_steps=train.eval_steps, eval_epochs=train.eval_epochs),
+            *extra,
             CheckpointSaver(train.checkpoint),
         ]
+
+    def _wandb_run(self, train: TrainingArguments, output_dir: Path) -> WandbRun | None:
+        plan, is_trial = self.plan, bool(self.given_trainer.get("fast_dev_run"))
+        if plan.verb != "fit" or not train.wandb.enable or is_trial or plan.launch.rank != 0:
+            return None
+        return open_wandb(train.wandb, output_dir, load_path=plan.load_path)
 
     def _loggers(self, given: object, output_dir: Path) -> list[Logger] | bool:
         if given is False:
@@ -186,6 +210,7 @@ class OmniCLI(LightningCLI):
             name="tensorboard",
             version="",
             purge_step=None if step is None else step + 1,  # what an abandoned run wrote after it
+            default_hp_metric=False,
         )
         return [own, *others]
 

@@ -15,6 +15,7 @@ from omnilit.cli.owners import KEPT, ROOT_MOVED, check_trainer_keys, check_train
 from omnilit.cli.raw import Command, RawConfig, Tree, field_path, merge
 from omnilit.cli.registered import check_names
 from omnilit.cli.tasks import TASKS, TaskChoice, choose_task, load_task
+from omnilit.cli.wandb_run import check_wandb
 from omnilit.config import DPOConfig, InferArguments, OpsImplementationConfig, TrainingArguments
 from omnilit.config.check import Checked, check_values
 from omnilit.config.machine_checks import check_other_run, check_output_dir, check_paths
@@ -173,7 +174,8 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
     problems += run_rules(view, doubtful=wrong)
     wrong |= {problem.key for problem in problems}
     problems += check_names(view, wrong)
-    problems += [p for p in check_paths(view) if p.key not in wrong]
+    found = [*check_paths(view), *check_wandb(view, reading.trainer)]
+    problems += [p for p in found if p.key not in wrong]
     wrong |= {problem.key for problem in problems}
     if not wrong & (DEVICE_KEYS | {INIT_DEVICE}):
         problems += check_init_device(view[INIT_DEVICE], trains_on=launch.device_type)
