@@ -89,6 +89,14 @@ def test_a_run_that_goes_on_from_an_older_step_is_what_auto_finds_later(tmp_path
     assert find_latest(tmp_path).path == newest
 
 
+def test_a_new_run_does_not_keep_the_id_of_the_earlier_runs_logger(tmp_path):
+    save(tmp_path, 300)
+    (tmp_path / "wandb_run.json").write_text('{"id": "old"}')
+    start(tmp_path, overwrite=True)
+    assert not (tmp_path / "wandb_run.json").exists()
+    assert (tmp_path / "wandb_run.json.1").is_file()
+
+
 def test_a_resume_from_the_newest_step_moves_nothing(tmp_path):
     save(tmp_path, 300)
     newest = save(tmp_path, 600)
