@@ -24,7 +24,7 @@ from omnilit.data.labels import count_targets, label_spans
 from omnilit.errors import DataError
 from omnilit.types import IGNORE, Origin, Sample
 
-FORMAT: Final = 2  # a part of every cache key: raise it when the layout or tokenising changes
+FORMAT: Final = 3  # a part of every cache key: raise it when the layout or tokenising changes
 COMPLETE: Final = "COMPLETE"
 INFO: Final = "info.json"
 STAGED: Final = ".staged-"
