@@ -1,0 +1,102 @@
+"""The same fine-tune with omnilit, its peers and a hand-written loop, interleaved in one run.
+
+Run by `make bench`. CPU seconds per 1,000 real tokens come first: cores may be shared, and wall
+time on them means little. Ratios are of the medians; above 1 omnilit is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from benchmarks.contestants.task import STARTED, WARM_UP, write_task
+
+CONTESTANTS: Final = {
+    "omnilit": ["benchmarks.contestants.ours"],
+    "loop": ["benchmarks.contestants.loop"],
+    "trl_packed": ["benchmarks.contestants.hf", "trl_packed"],
+    "trl": ["benchmarks.contestants.hf", "trl"],
+    "hf_trainer": ["benchmarks.contestants.hf", "hf_trainer"],
+}
+FIGURES: Final = {
+    "cpu_s_per_1k": "CPU s / 1,000 tokens",
+    "wall_s_per_1k": "wall s / 1,000 tokens",
+    "first_step_s": "s to the first step",
+    "peak_gib": "peak GiB",
+}
+Results = dict[str, list[dict[str, float]]]
+
+
+def run(name: str, task: Path, place: Path, *, dtype: str, steps: int) -> dict[str, float]:
+    """One contestant, once, in a process of its own."""
+    module, *words = CONTESTANTS[name]
+    command = [sys.executable, "-m", module, *words, str(task), "--dtype", dtype]
+    command += ["--steps", str(steps)]
+    if name != "loop":
+        command += ["--out", str(place / name)]
+    environment = {
+        **os.environ,
+        "OMP_WAIT_POLICY": "passive",
+        "OMNILIT_CACHE": str(place / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        STARTED: str(time.time()),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not found:
+        sys.stderr.write(done.stdout[-3000:] + done.stderr[-3000:])
+        raise SystemExit(f"{name} failed with {done.returncode}")
+    return json.loads(found[-1].removeprefix("RESULT "))
+
+
+def table(results: Results) -> str:
+    """Minimum, median and maximum of each figure, and the ratio to omnilit's median."""
+    lines = []
+    for figure, title in FIGURES.items():
+        ours = statistics.median(one[figure] for one in results["omnilit"])
+        lines.append(f"| {title} | min | median | max | beside omnilit |\n|---|---|---|---|---|")
+        for name, runs in results.items():
+            values = sorted(one[figure] for one in runs)
+            median = statistics.median(values)
+            shown = " | ".join(f"{value:.2f}" for value in (values[0], median, values[-1]))
+            lines.append(f"| {name} | {shown} | {median / ours:.2f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Interleave the contestants and print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=WARM_UP + 12)
+    parser.add_argument("--records", type=int, default=600)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--only", nargs="+", default=list(CONTESTANTS))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        task = Path(folder) / "task"
+        task.mkdir()
+        write_task(task, num_records=arguments.records)
+        for dtype in arguments.dtypes:
+            results: Results = {name: [] for name in arguments.only}
+            for _ in range(arguments.repeats):
+                for name in arguments.only:
+                    with tempfile.TemporaryDirectory() as place:
+                        found = run(name, task, Path(place), dtype=dtype, steps=arguments.steps)
+                    results[name].append(found)
+                    sys.stderr.write(f"{dtype} {name} {json.dumps(found)}\n")
+            sys.stdout.write(f"{dtype}, {arguments.steps - WARM_UP} steps counted\n\n")
+            sys.stdout.write(table(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()
