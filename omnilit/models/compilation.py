@@ -137,7 +137,8 @@ def lacks_compiler(machine: Machine, environment: Mapping[str, str] = os.environ
 def compiler_problems(machine: Machine) -> list[Problem]:
     """A problem with the reason of `lacks_compiler`, where there is one."""
     reason = lacks_compiler(machine)
-    return [Problem(KEY, reason, f"install it, or {_FIX}")] if reason else []
+    fix = _FIX if machine.device == "npu" else f"install it, or {_FIX}"
+    return [Problem(KEY, reason, fix)] if reason else []
 
 
 def _compiled_class(kind: type[nn.Module]) -> type[nn.Module]:

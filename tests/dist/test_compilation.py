@@ -59,6 +59,7 @@ def run(folder: Path, is_on: bool) -> dict[str, Any]:
         "names": [name for name, _ in module.assembled.model.named_parameters()],
         "graphs": graphs.graphs,
         "lengths": graphs.lengths,
+        "attentions": module.binding._counter.of("attn_implementation"),
         "breaks": compilation.breaks if compilation is not None else {},
     }
 
@@ -78,6 +79,8 @@ def test_a_run_on_two_ranks_is_the_same_compiled_in_few_graphs(tmp_path):
         # may each need one of them anew.
         assert 4 <= compiled["graphs"][0] <= compiled["graphs"][-1] <= 10
         assert compiled["graphs"][-STEPS:] == [compiled["graphs"][-1]] * STEPS  # the later half
+        # two micro-batches through two blocks, and each again for its backward, in the first step
+        assert plain["attentions"] == compiled["attentions"] == 8
         assert plain["graphs"][-1] == 0
         assert all(BOUNDARY in reason for reason in compiled["breaks"])
     assert training.is_bit_equal(ranks[1][0]["weights"], ranks[0][0]["weights"])

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import copy
+import logging
 from types import MappingProxyType
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
+from omnilit.config import OpsImplementationConfig
 from omnilit.errors import ConfigError, TrainingError
 from omnilit.kernels.machine import Machine
+from omnilit.kernels.resolve import resolve_kernels
+from omnilit.models.attention import BOUNDARY
+from omnilit.models.bind import bind_kernels
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.calls import CallCounter
 from omnilit.models.compilation import (
@@ -51,6 +57,36 @@ def test_a_deepcopy_computes_with_its_own_weights():
         for parameter in model.parameters():
             parameter.zero_()
         assert torch.equal(copied(input_ids=ids, use_cache=False).logits, before)
+
+
+def test_recomputation_still_runs_every_block_twice():
+    model, batch = tiny("qwen3"), packed_batch([9, 5])
+    kernels = resolve_kernels(OpsImplementationConfig(), given=frozenset(), machine=CPU)
+    binding = bind_kernels(model, kernels)
+    model.activation_checkpointing_enable()
+    compile_blocks(decoder_blocks(model), CPU)
+    with torch.compiler.set_stance("force_eager"):
+        losses = binding.head.forward(model, batch).token_losses
+        assert binding._counter.of("attn_implementation") == 2
+        losses.sum().backward()
+    assert binding._counter.of("attn_implementation") == 4
+
+
+def test_places_left_to_python_are_named(caplog, monkeypatch):
+    logger = logging.getLogger("omnilit")
+    monkeypatch.setattr(logger, "propagate", True)
+    found = Compilation(2)
+    known, unknown = f"Skip\n {BOUNDARY}", "Dynamic shape operator\n  Explanation: nonzero\n  Hint"
+    monkeypatch.setitem(counters["stats"], "unique_graphs", found._before[0] + 5)
+    monkeypatch.setitem(counters["graph_break"], known, 4)
+    monkeypatch.setitem(counters["graph_break"], unknown, 3)
+    with caplog.at_level("INFO", logger="omnilit"):
+        found.report()
+        found.report()  # once
+    assert [record.getMessage() for record in caplog.records] == [
+        "compile: 2 blocks run as 5 graphs; 4 breaks at attention or experts, by design; 3 others",
+        "compile: 3 breaks: Dynamic shape operator Explanation: nonzero",
+    ]
 
 
 def test_a_model_without_blocks_is_refused():
