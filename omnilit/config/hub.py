@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final
 
 HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-FILE_ENDING: Final = re.compile(
-    r"\.[A-Za-z]{2,}\d?$"
-)  # .txt, .parquet, .bz2; not the .5 of a version
+# .txt, .parquet or .bz2, but not the .5 of a version
+FILE_ENDING: Final = re.compile(r"\.[A-Za-z]{2,}\d?$")
 
 
 def may_be_hub_data(name: str) -> bool:

@@ -72,7 +72,7 @@ def test_several_writers_add_whole_lines(tmp_path: Path):
     with ThreadPoolExecutor(3) as pool:  # each opens the file anew, as processes do
         for added in pool.map(add_many, [file] * 3, (0, 100, 200)):
             assert added == 100
-    assert len(file.read_text().splitlines()) == 300
+    assert sum(bool(line) for line in file.read_text().splitlines()) == 300
     assert {one.row for one in read_quarantine(file)} == set(range(300))
 
 
