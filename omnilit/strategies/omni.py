@@ -27,6 +27,7 @@ from omnilit.checkpoint.data_state import (
     seed_random,
 )
 from omnilit.checkpoint.save import DataRank, load_checkpoint, take_snapshot, write_snapshot
+from omnilit.checkpoint.together import run_together
 from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
@@ -182,10 +183,12 @@ class OmniStrategy(ModelParallelStrategy):
             data_rank=self._data_rank(),
             files=self._config_files(final),
         )
-        if options.is_background:
-            self._writer.start(final, snapshot.copied(), keep_last=options.keep_last)
-        else:
+        if not options.is_background:
             write_snapshot(final, snapshot, keep_last=options.keep_last)
+            return
+        copied = run_together(snapshot.copied, name="copying the checkpoint")  # or out of memory
+        assert copied is not None
+        self._writer.start(final, copied, keep_last=options.keep_last)
 
     def check_save(self) -> None:
         """Raise on all ranks where the checkpoint being written in the background has failed."""
