@@ -20,6 +20,7 @@ from omnilit.errors import OmniError
 
 T = TypeVar("T")
 POLL_S = 0.05
+READ_TIMEOUT_S = 10.0
 FAILED = "failed"  # the name of the ranks with an error among summed values
 
 
@@ -142,9 +143,17 @@ def run_on_first(function: Callable[[], T], *, name: str, timeout_s: float = 24 
         result = function()
     except BaseException as error:
         store.set(key, "E" + _pack(error).hex())
+        _await_readers(store, key)
         raise
     store.set(key, "R" + json.dumps(result))
     return result
+
+
+def _await_readers(store: Store, key: str) -> None:
+    """Let the others read an error first: the store is gone once this process has ended."""
+    num_others, end = dist.get_world_size() - 1, time.monotonic() + READ_TIMEOUT_S
+    while store.add(f"{key}/read", 0) < num_others and time.monotonic() < end:
+        time.sleep(POLL_S)
 
 
 def _await_result(store: Store, key: str, timeout_s: float) -> object:
@@ -154,6 +163,7 @@ def _await_result(store: Store, key: str, timeout_s: float) -> object:
             raise TimeoutError(f"rank 0 did not finish {key} within {timeout_s:.0f} s")
         time.sleep(POLL_S)
     answer = store.get(key).decode()
+    store.add(f"{key}/read", 1)
     if answer.startswith("E"):
         raise _unpack(bytes.fromhex(answer[1:]), 0)
     return json.loads(answer[1:])
