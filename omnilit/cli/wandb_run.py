@@ -58,8 +58,10 @@ class WandbRun(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not earlier: by now the directory is this run's, and another run's file is out of it
-        text = json.dumps({"id": self.logger.version})
-        (self.output_dir / WANDB_RUN).write_text(text + "\n", encoding="utf-8")
+        path = self.output_dir / WANDB_RUN
+        new = path.with_name(f".{path.name}.new")  # a run that is killed here leaves no half of it
+        new.write_text(json.dumps({"id": self.logger.version}) + "\n", encoding="utf-8")
+        new.replace(path)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
