@@ -11,6 +11,7 @@ from omnilit.errors import Problem
 
 KIND: Final = "data.data_type"
 SIDE: Final = "data.truncation_side"
+TRANSFORM: Final = "data.transform"
 DYN: Final = "train.dyn_bsz"
 DATASETS: Final = "data.datasets_type"
 TRAIN_PATH: Final = "data.train_path"
@@ -63,6 +64,8 @@ def text_keys_have_text(view: View) -> list[Problem]:
 def kind_reads_it(view: View, path: str) -> list[Problem]:
     """A field that the type of data never looks at is not given."""
     kind = view[KIND]
+    if view[TRANSFORM] is not None:  # what it looks at is not known
+        return []
     if kind not in NOT_READ[path] or not view.is_changed(path):
         return []
     return [_no_effect(view, path, f"data_type: {kind} {NOT_READ[path][kind]}", KIND)]
@@ -71,7 +74,7 @@ def kind_reads_it(view: View, path: str) -> list[Problem]:
 def side_has_a_cut(view: View) -> list[Problem]:
     """`truncation_side` is given only where something is truncated."""
     overlong = view["data.overlong"]
-    if overlong == "truncate" or not view.is_changed(SIDE):
+    if overlong == "truncate" or not view.is_changed(SIDE) or view[TRANSFORM] is not None:
         return []
     return [_no_effect(view, SIDE, f"overlong: {overlong} never truncates", "data.overlong")]
 

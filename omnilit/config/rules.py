@@ -138,11 +138,14 @@ def _data_rules() -> list[Rule]:
     return [
         Rule(("data.text_keys",), data_rules.text_keys_have_text),
         *(
-            Rule((data_rules.KIND, field), partial(data_rules.kind_reads_it, path=field))
+            Rule(
+                (data_rules.KIND, data_rules.TRANSFORM, field),
+                partial(data_rules.kind_reads_it, path=field),
+            )
             for field in data_rules.NOT_READ
         ),
         Rule(
-            (data_rules.KIND, "data.overlong", data_rules.SIDE),
+            (data_rules.KIND, data_rules.TRANSFORM, "data.overlong", data_rules.SIDE),
             data_rules.side_has_a_cut,
         ),
         Rule((dyn, "data.dataloader.drop_last"), data_rules.packing_drops_no_batch),

@@ -207,8 +207,11 @@ def cache_key(
     request: PrepareRequest, transform: Transform, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     """A name for the result: equal exactly when all that it depends on is."""
-    template = transform.template
-    settings = replace(request.transform, chat_template=template.name if template else "")
+    template, settings, own = transform.template, request.transform, ""
+    if isinstance(transform, CheckedTransform):
+        own = transform.own.fingerprint()  # which settings it reads is not known
+    else:
+        settings = replace(settings, chat_template=template.name if template else "")
     parts = {
         "format": FORMAT,
         "files": [(file.format, fingerprint(file)) for file in request.files],
@@ -216,7 +219,7 @@ def cache_key(
         "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
         "template": template.jinja if template else "",
         "transform": asdict(settings),
-        "own": transform.own.fingerprint() if isinstance(transform, CheckedTransform) else "",
+        "own": own,
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -207,6 +207,9 @@ def test_each_verb_asks_for_what_it_reads_only(verb: str, message: str, fields: 
         {"train.optimizer.lr_start": 0.0, "train.optimizer.lr_warmup_ratio": 0.0},
         {"data.truncation_side": "left", "data.chat_template": "tokenizer"},
         {"data.overlong": "drop", "data.truncation_side": "right"},
+        # a transform of the user's own may look at anything
+        {"data.transform": "m:T", "data.data_type": "plaintext", "data.chat_template": "plain"},
+        {"data.transform": "m:T", "data.overlong": "drop", "data.truncation_side": "left"},
         {"data.data_type": "classification", "data.overlong": "drop", "data.text_keys": "t"},
         {"data.data_type": "dpo", "data.overlong": "drop", "data.chat_template": "plain"},
         {"data.data_type": "dpo", "data.text_keys": "t", "data.truncation_side": "left"},

@@ -46,6 +46,8 @@ def test_prepared_samples_are_those_of_the_users_transform(
     data = open_prepared(info["path"])
     assert [bytes(data[i].input_ids.tolist()) for i in range(2)] == [b"cba", b"98765432"]
     assert prepare(request, tokenizer)["path"] == info["path"]
+    other = replace(request, transform=replace(BACKWARDS, chat_template="plain"))
+    assert prepare(other, tokenizer)["path"] != info["path"]  # it may look at any setting
     monkeypatch.setattr(own.Backwards, "fingerprint", lambda self: "backwards-2")
     assert prepare(request, tokenizer)["path"] != info["path"]
 
