@@ -23,6 +23,7 @@ from omnilit.checkpoint.layout import (
 from omnilit.checkpoint.manifest import find_damage
 from omnilit.config.ranges import EXPORT_DTYPES
 from omnilit.errors import ConfigError, Problem
+from omnilit.plugins import import_modules
 
 CHECKPOINT_KEY: Final = "CHECKPOINT"
 OUT_KEY: Final = "OUT"
@@ -42,6 +43,8 @@ processes that saved.
                        from Python
   --overwrite          replace OUT, whatever is in it
   --trust_remote_code  run Python code that lies in DIR
+  --imports NAME ...   modules of your own to import first, for a model that one of them registers;
+                       those that the run imported are not imported again without being named
 """
 
 
@@ -56,6 +59,7 @@ class Request:
         assets: Where the model's configuration and tokenizer are; None for the run's own.
         is_overwrite: Replace `out`.
         trust_remote_code: Run code that lies beside the configuration.
+        imports: Modules to import first.
     """
 
     checkpoint: Path
@@ -64,6 +68,7 @@ class Request:
     assets: Path | None
     is_overwrite: bool
     trust_remote_code: bool
+    imports: list[str]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -77,6 +82,8 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.write(USAGE)
         return 0
     request = parse_request(argv)
+    if problems := import_modules(request.imports):
+        raise ConfigError.of(problems)
     folder = find_checkpoint(request.checkpoint)
     assets = find_assets(folder, request.assets)
     check_out(request.out, folder=folder, assets=assets, is_overwrite=request.is_overwrite)
@@ -117,6 +124,7 @@ def parse_request(argv: Sequence[str]) -> Request:
     parser.add_argument("--assets", type=_path)
     parser.add_argument("--overwrite", action="store_true", dest="is_overwrite")
     parser.add_argument("--trust_remote_code", action="store_true")
+    parser.add_argument("--imports", nargs="+", default=[])
     return Request(**vars(parser.parse_args(argv)))
 
 

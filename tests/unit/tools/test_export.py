@@ -29,6 +29,14 @@ def test_arguments_are_read_in_any_order():
     assert request.assets.is_absolute()
 
 
+def test_modules_are_imported_only_where_they_are_named(tmp_path, monkeypatch):
+    assert parse_request(["a", "b"]).imports == []
+    assert parse_request(["a", "b", "--imports", "x", "y.z"]).imports == ["x", "y.z"]
+    monkeypatch.chdir(tmp_path)
+    message = refusal(run, ["a", "b", "--imports", "export_nowhere"])
+    assert message.startswith("imports: 'export_nowhere' cannot be imported: ModuleNotFoundError")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
