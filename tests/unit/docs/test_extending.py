@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,26 @@ from tests.helpers.tokenizers import build_tokenizer
 CPU = Machine(device="cpu")
 
 
-@pytest.fixture
-def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
-    """The files of the guide in the working directory, where Python finds them."""
+@pytest.fixture(scope="session")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of the guide, where Python finds them.
+
+    They stay there to the end: whoever lists the subclasses of a base imports their modules.
+    """
+    folder = tmp_path_factory.mktemp("guide")
+    sys.path.insert(0, str(folder))
+    (folder / "models" / "Qwen3-0.6B").mkdir(parents=True)
+    (folder / "train.jsonl").write_text("{}\n")
+    return write_guide(folder)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_guide(guide: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's folder as the working directory, and nothing of it registered yet."""
     forget_imports(monkeypatch)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models" / "Qwen3-0.6B").mkdir(parents=True)
-    (tmp_path / "train.jsonl").write_text("{}\n")
-    yield write_guide(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
-        del sys.modules[name]
+    monkeypatch.chdir(guide["task.yaml"].parent)
+    for name in ("my_package.register", "my_package.names"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +105,10 @@ def test_the_kernel_is_chosen_and_agrees_with_the_reference(guide):
             torch.testing.assert_close(ours, theirs)
 
 
-def test_the_plug_in_is_found_and_registers(guide, tmp_path):
+def test_the_plug_in_is_found_and_registers(guide, tmp_path, monkeypatch):
     project = tomllib.loads(guide["pyproject.toml"].read_text())["project"]
     assert list(project["entry-points"]) == [plugins.GROUP]
+    monkeypatch.syspath_prepend(tmp_path)
     write_distribution(tmp_path, "my-package", project["entry-points"][plugins.GROUP])
     plugins.load_plugins({plugins.OFF: "my_plugin"})
     assert "mine" not in RMS_NORM
