@@ -26,10 +26,9 @@ def refused(**train):
 
 def test_what_comes_later_is_refused_in_python_too():
     nested = AcceleratorConfig(ulysses_size=4, offload_config=OffloadConfig(enable_activation=True))
-    found = refused(enable_batch_invariant_mode=True, gc_steps=3, accelerator=nested)
+    found = refused(enable_batch_invariant_mode=True, accelerator=nested)
     assert found == {
         "train.enable_batch_invariant_mode",
-        "train.gc_steps",
         "train.accelerator.ulysses_size",
         "train.accelerator.offload_config.enable_activation",
     }
