@@ -21,7 +21,7 @@ _FALLBACKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "attn_implementation": ("sdpa",),
         "cross_entropy_loss_implementation": ("chunk_loss",),
         "moe_implementation": ("fused_npu",),
-        "rms_norm_implementation": ("npu",),
+        "rms_norm_implementation": ("npu", "torch"),
         "rotary_pos_emb_implementation": ("npu",),
     }
 )
@@ -152,7 +152,7 @@ def _choose_auto(field: str, default: str, machine: Machine) -> Choice:
     reasons = slot.lacks(default, machine)
     if not reasons and _npu_problem(field, default, machine) is None:
         return Choice(default, "reference default", is_given=False)
-    usable = slot.usable(machine)
+    usable = {n for n in slot.usable(machine) if _npu_problem(field, n, machine) is None}
     backend = next((name for name in _FALLBACKS.get(field, ()) if name in usable), "eager")
     why = reasons[0] if reasons else "is not supported on NPU"  # `omnilit env` has them all
     return Choice(backend, f"{default} {why}", is_given=False)

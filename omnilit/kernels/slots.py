@@ -55,6 +55,7 @@ def _cross_entropy() -> OpSlot:
 def _rms_norm() -> OpSlot:
     key = f"{_KEY}.rms_norm_implementation"
     slot = OpSlot("rms_norm", key=key, eager=f"{_KERNELS}.rms_norm:eager")
+    slot.register("torch", f"{_KERNELS}.rms_norm:lean")
     slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:rms_norm", _LIGER)
     slot.register("npu", None, _NPU)
     slot.register("triton", None, _TRITON)

@@ -32,6 +32,35 @@ def test_rms_norm_equals_the_families(family, offset, dtype):
     assert torch.equal(rms_norm.eager(x, norm.weight, eps=eps, offset=offset), norm(x))
 
 
+@pytest.mark.parametrize("shape", [(1, 6), (123, 8), (2, 5, 3, 16)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+# a bfloat16 value has 8 bits: two roundings of it are 2^-7 apart, relative to the largest
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-6)])
+def test_lean_rms_norm_equals_the_reference(shape, offset, dtype, bound):
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    weight = torch.randn(shape[-1]).to(dtype).requires_grad_()
+    along = torch.randn(shape).to(dtype)
+    found = []
+    for norm in (rms_norm.eager, rms_norm.lean):
+        out = norm(x, weight, eps=1e-6, offset=offset)
+        found.append((out, *torch.autograd.grad(out, (x, weight), along)))
+    for ours, reference in zip(found[1], found[0], strict=True):
+        assert ours.dtype == reference.dtype
+        assert (ours - reference).abs().max() <= bound * reference.abs().max()
+
+
+def test_lean_rms_norm_checks_out_by_finite_differences():
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    for offset in (0.0, 1.0):
+        torch.autograd.gradcheck(
+            lambda x, w, offset=offset: rms_norm.lean(x, w, eps=1e-3, offset=offset),
+            (x, weight),
+            eps=1e-2,  # the statistics are in float32
+            atol=1e-3,
+        )
+
+
 def test_swiglu_gates():
     gate, up = torch.tensor([0.0, 2.0]), torch.tensor([3.0, 4.0])
     torch.testing.assert_close(

@@ -33,8 +33,9 @@ def test_auto_takes_the_best_that_a_cpu_can():
     names = kernels.names()
     assert names.pop("attn_implementation") == "sdpa"
     assert names.pop("cross_entropy_loss_implementation") == "chunk_loss"
+    assert names.pop("rms_norm_implementation") == "torch"
     assert set(names.values()) == {"eager"}
-    assert len(names) == 8
+    assert len(names) == 7
     assert kernels.kernel("cross_entropy_loss_implementation") is chunk_loss
 
 
@@ -55,7 +56,7 @@ def test_auto_says_what_a_default_lacks():
     assert rows["rms_norm"] == ("liger_kernel", "reference default")
     bare = {SLOTS[field].name: c.backend for field, c in resolved(BARE_HOPPER).choices.items()}
     assert (bare["attention"], bare["cross_entropy_loss"]) == ("sdpa", "chunk_loss")
-    assert bare["rms_norm"] == "eager"
+    assert bare["rms_norm"] == "torch"
 
 
 def test_what_was_given_is_taken_literally():

@@ -169,7 +169,8 @@ def test_modules_are_measured_on_meta_too():
         model = AutoModelForCausalLM.from_config(tiny("qwen3").config)
     binding = bind_kernels(model, kernels_of())
     rows = {row[0]: row[2:4] for row in binding.rows()[1]}
-    assert rows["rms_norm"] == (9, "the model's own code")
+    assert rows["rms_norm"] == (9, "bound")
+    assert rows["swiglu_mlp"][1] == "the model's own code"
     assert rows["attention"] == (2, "bound")
 
 
