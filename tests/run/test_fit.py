@@ -78,7 +78,7 @@ def test_the_report_shows_the_run(finished, task, tmp_path):
     structure = parse(page.read_text())
     texts = structure.texts
     tags = [tag for tag, _ in structure.seen]
-    assert tags.count("figure") == 9
+    assert tags.count("figure") == 10
     assert f"{read_lines(out)[-1]['loss']:.5g}" in texts["td"]
     for text in ("global_step_4", "complete", "hf_ckpt", "attn_implementation", "processes"):
         assert text in texts["td"]

@@ -52,6 +52,9 @@ KINDS: Final = {
         "Data wait", unit="s a step", has_zero=True, has_log=True, is_noisy=True
     ),
     "max_memory_gib": Kind.of("Memory, largest rank", unit="GiB", has_zero=True),
+    "tflops_per_second": Kind.of(
+        "Operations of all ranks", unit="TFLOP/s", has_zero=True, is_noisy=True
+    ),
     "mfu": Kind.of("Model FLOPs utilisation", has_zero=True, is_noisy=True),
     "tokens": Kind.of("Supervised tokens", unit="a step", has_zero=True, is_noisy=True),
     "skipped_steps": Kind.of("Skipped steps", unit="so far", has_zero=True),
