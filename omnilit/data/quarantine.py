@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -107,10 +108,11 @@ def write_bad(file: Path, records: Iterable[BadRecord]) -> None:
         return
     descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # else a half-written line of another looks torn
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":  # half a line of a killed run
             data = b"\n" + data
-        while data:  # at once, so that lines of other processes come before or behind
+        while data:
             data = data[os.write(descriptor, data) :]
     finally:
         os.close(descriptor)

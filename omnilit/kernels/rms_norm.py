@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def eager(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
@@ -54,7 +53,6 @@ class _Lean(torch.autograd.Function):
         return weight * narrow
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         narrow, weight, scale = ctx.saved_tensors
