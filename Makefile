@@ -63,6 +63,8 @@ bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.data_vs_trl
 	$(BIN)/python -m benchmarks.data_scale
+	$(BIN)/python -m benchmarks.head_memory
+	$(BIN)/python -m benchmarks.train_speed
 
 coverage: setup browser
 	$(BIN)/coverage erase

@@ -13,6 +13,8 @@ from torch.nn.functional import cross_entropy, linear
 from omnilit.types import IGNORE
 
 MAX_LOGITS: Final = 2**26  # above this many (256 MiB in float32) logits exist a chunk at a time
+CHUNK_LOGITS: Final = 2**24  # of a chunk; several tensors of its size exist at once
+BLOCK: Final = 2**14  # tokens of the vocabulary whose weights' gradient is added up at a time
 
 
 class HeadKernel(Protocol):
@@ -63,13 +65,13 @@ def chunk_loss(
     bias_V: Tensor | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """All logits at once up to MAX_LOGITS of them, in chunks of that size above; see `HeadKernel`.
+    """All logits at once up to MAX_LOGITS of them, in chunks above; see `HeadKernel`.
 
     Small problems gain nothing from chunks, which compute the logits twice.
     """
     if hidden_RD.shape[0] * weight_VD.shape[0] <= MAX_LOGITS:
         return eager(hidden_RD, weight_VD, targets_R, bias_V=bias_V, softcap=softcap)
-    num_rows = max(1, MAX_LOGITS // weight_VD.shape[0])
+    num_rows = max(1, CHUNK_LOGITS // weight_VD.shape[0])
     return chunked(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)
 
 
@@ -141,9 +143,18 @@ class _Chunked(torch.autograd.Function):
                 grad_bias += grad.sum(0)
             grad = grad.to(hidden_RD.dtype)
             grad_hidden[rows] = grad @ weight_VD
-            grad_weight += grad.t() @ hidden_RD[rows]
+            _add_product(grad_weight, grad, hidden_RD[rows])
         grad_weight = grad_weight.to(weight_VD.dtype)
         return grad_hidden, grad_weight, None, _like(grad_bias, bias_V), None, None
+
+
+def _add_product(total_VD: Tensor, grad_RV: Tensor, hidden_RD: Tensor) -> None:
+    """Add grad^T hidden to a sum in float32, without a tensor of the whole sum's size beside it."""
+    for total, grad in zip(total_VD.split(BLOCK), grad_RV.split(BLOCK, dim=1), strict=True):
+        if grad.dtype == total.dtype:
+            total.addmm_(grad.t(), hidden_RD)
+        else:
+            total.add_(grad.t() @ hidden_RD)
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:

@@ -105,8 +105,22 @@ def test_one_threshold_decides_between_all_logits_and_chunks(monkeypatch):
     at_the_threshold = chunk_loss(hidden, weight, targets)
     assert seen == []
     monkeypatch.setattr(module, "MAX_LOGITS", 79)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 31)
     torch.testing.assert_close(chunk_loss(hidden, weight, targets), at_the_threshold)
-    assert seen == [9]  # the most rows whose logits stay below the threshold
+    assert seen == [3]  # the most rows whose logits fit into a chunk
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_weights_gradient_is_added_up_in_blocks_of_the_vocabulary(dtype, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 3)
+    hidden, weight, targets, _ = problem(10, vocab=8)
+    hidden, weight = (x.detach().to(dtype).requires_grad_() for x in (hidden, weight))
+    losses = eager(hidden, weight, targets), chunked(hidden, weight, targets, None, None, 4)
+    found = [torch.autograd.grad(loss.sum(), (hidden, weight)) for loss in losses]
+    # bfloat16 rounds the logits and their gradients
+    bound = 1e-5 if dtype is torch.float32 else 2e-2
+    for ours, reference in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, reference, rtol=bound, atol=bound)
 
 
 def test_no_gradient_is_computed_when_none_is_wanted():
