@@ -8,7 +8,7 @@ import pickle
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
@@ -38,7 +38,7 @@ def map_in_order(
     batches: Iterable[T],
     *,
     num_workers: int,
-    preload: str,
+    preload: Sequence[str],
 ) -> Iterator[R]:
     """`function(state, batch)` of each batch, in order.
 
@@ -49,7 +49,7 @@ def map_in_order(
         state: Sent to each worker once.
         batches: Read in this process, as they are needed.
         num_workers: 0 runs everything here.
-        preload: The module that workers need, imported once for all of them.
+        preload: Modules that workers need, imported once for all of them.
 
     Raises:
         DataError: A worker died. What the function raises is raised here.
@@ -58,7 +58,7 @@ def map_in_order(
         yield from (function(state, batch) for batch in batches)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload(list(preload))
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "state.pickle"
         held.write_bytes(pickle.dumps(state))

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # workers import this package, and need no tokenizer
 T = TypeVar("T")
 ROWS_PER_BATCH: Final = 512
 # Below this, starting processes takes longer than they save
+RENDERER: Final = "transformers.utils.chat_template_utils"  # half a worker's start-up
 MIN_BYTES_FOR_WORKERS: Final = 8 * 2**20
 PART: Final = "tokens-00000.arrow"
 BAD: Final = "bad.jsonl"
@@ -295,7 +296,7 @@ def _tokenize(request: PrepareRequest, transform: Transform, folder: Path) -> _C
             work,
             _noted(batches, read),
             num_workers=_choose_workers(request),
-            preload=__name__,
+            preload=(__name__, RENDERER),
         )
         for one in done:
             tokens.write(_from_bytes(one.batch))

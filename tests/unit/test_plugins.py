@@ -109,7 +109,7 @@ def seen_in_worker(state: str, batch: int) -> tuple[bool, list[str]]:
 def test_processes_that_tokenise_import_the_same_modules(folder):
     name = write_module(folder, "mine_in_workers")
     assert not import_modules([name])
-    (found,) = map_in_order(seen_in_worker, name, [0], num_workers=1, preload=__name__)
+    (found,) = map_in_order(seen_in_worker, name, [0], num_workers=1, preload=[__name__])
     assert found == (True, [name])
 
 

@@ -163,7 +163,7 @@ def square(state: int, number: int) -> int:
 def test_a_pool_keeps_the_order_and_raises_what_a_worker_raises(num_workers: int):
     def run(numbers: list[int]) -> Iterator[int]:
         return map_in_order(
-            square, 2, numbers, num_workers=num_workers, preload="omnilit.data.pool"
+            square, 2, numbers, num_workers=num_workers, preload=["omnilit.data.pool"]
         )
 
     assert list(run(list(range(12)))) == [2 * i * i for i in range(12)]
@@ -173,7 +173,7 @@ def test_a_pool_keeps_the_order_and_raises_what_a_worker_raises(num_workers: int
 
 
 def test_a_dead_process_of_a_pool_is_an_error_at_once():
-    found = map_in_order(square, 1, [1, 17, 2, 3], num_workers=2, preload="omnilit.data.pool")
+    found = map_in_order(square, 1, [1, 17, 2, 3], num_workers=2, preload=["omnilit.data.pool"])
     with pytest.raises(DataError, match="a process that tokenises died"):
         list(found)
 
@@ -184,7 +184,7 @@ import itertools, os, signal
 from omnilit.data.pool import map_in_order
 from tests.unit.data.test_batching import own_id
 
-found = map_in_order(own_id, 0, itertools.count(), num_workers=2, preload="omnilit.data.pool")
+found = map_in_order(own_id, 0, itertools.count(), num_workers=2, preload=["omnilit.data.pool"])
 print(next(found), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
