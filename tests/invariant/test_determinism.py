@@ -17,7 +17,14 @@ from tests.helpers import training
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 12
-TIMES = ("step_time_s", "data_wait_s", "tokens_per_second", "max_memory_gib", "mfu")
+TIMES = (
+    "step_time_s",
+    "data_wait_s",
+    "tokens_per_second",
+    "tflops_per_second",
+    "max_memory_gib",
+    "mfu",
+)
 
 
 def run(folder: Path, name: str) -> tuple[list[dict[str, Any]], dict[str, str], str]:
