@@ -135,20 +135,9 @@ class PlannedItems:
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
         """See `ItemStream`; a warm-up goes on as it was begun."""
-        plan, given = dict(states[0]["plan"]), asdict(self.settings)
-        changed = [
-            f"{key} ({name} {plan[name]}, now {given[name]})"
-            for name, key in KEYS.items()
-            if plan[name] != given[name]
-        ]
-        saved = BudgetSchedule(**plan["budget"])
-        if saved.full != self.settings.budget.full:
-            key = "train.micro_batch_size * data.max_seq_len"
-            changed.append(f"{key} (budget {saved.full}, now {self.settings.budget.full})")
-        if states[0]["data"] != self._fingerprint:
-            changed.append("data.train_path or how it is tokenised")
-        if changed:
-            raise changed_since(changed)
+        plan = dict(states[0]["plan"])
+        same_data = states[0]["data"] == self._fingerprint
+        saved = resumed_budget(plan, asdict(self.settings), KEYS, has_same_data=same_data)
         self.settings = replace(self.settings, budget=saved)
         self._plans, self._sizes = {}, {}
 
@@ -216,9 +205,38 @@ def check_budget(dataset: SampleSource, budget: int) -> None:
         )
 
 
-def changed_since(changed: Sequence[str]) -> ConfigError:
-    """The refusal of a checkpoint whose position means nothing any more."""
-    return ConfigError(
+def resumed_budget(
+    saved: Mapping[str, Any],
+    given: Mapping[str, Any],
+    keys: Mapping[str, str],
+    *,
+    has_same_data: bool,
+) -> BudgetSchedule:
+    """The budget that a run was saved with, where its position means the same today.
+
+    Args:
+        saved: The settings of the checkpoint, as plain values.
+        given: Today's.
+        keys: The settings that must not change, with the YAML path of each.
+        has_same_data: Whether the data is what it was.
+
+    Raises:
+        ConfigError: Names all that changed.
+    """
+    changed = [
+        f"{key} ({name} {saved[name]}, now {given[name]})"
+        for name, key in keys.items()
+        if saved[name] != given[name]
+    ]
+    budget, full = BudgetSchedule(**saved["budget"]), given["budget"]["full"]
+    if budget.full != full:
+        key = "train.micro_batch_size * data.max_seq_len"
+        changed.append(f"{key} (budget {budget.full}, now {full})")
+    if not has_same_data:
+        changed.append("data.train_path or how it is tokenised")
+    if not changed:
+        return budget
+    raise ConfigError(
         key="train.checkpoint.load_path",
         problem=f"since the checkpoint was saved, this changed: {', '.join(changed)}",
         fix="set it back, or begin a new run with model.model_path",

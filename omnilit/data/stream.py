@@ -17,14 +17,13 @@ from omnilit.data.collate import PLAIN, CollateSettings, make_batch
 from omnilit.data.files import DataFile, file_size, sampled_fingerprint
 from omnilit.data.items import Fetched, Position, WindowLayout
 from omnilit.data.multisource import Mixture
-from omnilit.data.planned import changed_since
+from omnilit.data.planned import resumed_budget
 from omnilit.data.quarantine import BadRecord, check_bad_fraction
 from omnilit.data.readers import read_rows
 from omnilit.data.stream_rows import BLOCK_ROWS, SourceRows, deal_files
 from omnilit.data.stream_shard import BAD, COUNTS, ENDED, RECORDS, SAMPLES, Shard
 from omnilit.data.stream_state import ShardState, StreamSettings
 from omnilit.data.transforms import Transform
-from omnilit.data.warmup import BudgetSchedule
 from omnilit.errors import DataError, OmniError
 from omnilit.logging import get_logger
 
@@ -286,20 +285,9 @@ class StreamedItems:
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
         """See `ItemStream`; the number of shards and a warm-up stay as they were."""
-        saved, given = dict(states[0]["stream"]), asdict(self.settings)
-        changed = [
-            f"{key} ({name} {saved[name]}, now {given[name]})"
-            for name, key in KEYS.items()
-            if saved[name] != given[name]
-        ]
-        budget = BudgetSchedule(**saved["budget"])
-        if budget.full != self.settings.budget.full:
-            key = "train.micro_batch_size * data.max_seq_len"
-            changed.append(f"{key} (budget {budget.full}, now {self.settings.budget.full})")
-        if states[0]["data"] != self._fingerprint:
-            changed.append("data.train_path or how it is tokenised")
-        if changed:
-            raise changed_since(changed)
+        saved = dict(states[0]["stream"])
+        same_data = states[0]["data"] == self._fingerprint
+        budget = resumed_budget(saved, asdict(self.settings), KEYS, has_same_data=same_data)
         self.settings = replace(self.settings, budget=budget, num_shards=saved["num_shards"])
         self._pass_starts = list(states[0]["pass_starts"])
         self._totals = Counter(states[0]["totals"])
