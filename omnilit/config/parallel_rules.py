@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
+from omnilit.config.parallel_sizes import ACCELERATOR, DATA_SIZES, SHARING_SIZES, ParallelSizes
 from omnilit.config.view import View
 from omnilit.errors import Problem
 
-ACCELERATOR: Final = "train.accelerator"
 REPLICATE: Final = f"{ACCELERATOR}.dp_replicate_size"
 SHARD: Final = f"{ACCELERATOR}.dp_shard_size"
+EXPERTS: Final = f"{ACCELERATOR}.ep_size"
+ULYSSES: Final = f"{ACCELERATOR}.ulysses_size"
+SIZES: Final = (*(f"{ACCELERATOR}.{name}" for name in (*DATA_SIZES, *SHARING_SIZES)), EXPERTS)
+# Options that say how one axis works, with the size of that axis
+OF_AXIS: Final = (
+    (f"{ACCELERATOR}.ep_outside", EXPERTS),
+    (f"{ACCELERATOR}.enable_async", ULYSSES),
+)
 FSDP: Final = f"{ACCELERATOR}.fsdp_config"
 MODE: Final = f"{FSDP}.fsdp_mode"
 MIXED: Final = f"{FSDP}.mixed_precision"
@@ -24,64 +32,37 @@ FSDP2_ONLY: Final = (
 )
 
 
-def fit_data_sizes(replicate: int, shard: int, *, ranks: int) -> tuple[int, int] | None:
-    """Sizes of the two data-parallel axes with -1 filled in, so that they multiply to `ranks`.
+def sizes_of(view: View) -> ParallelSizes:
+    """The sizes of the parallel axes, not resolved; every field of `SIZES` is there and good."""
+    named = {path.removeprefix(f"{ACCELERATOR}."): view[path] for path in SIZES}
+    return ParallelSizes(**named, is_ddp=view[MODE] == "ddp")
+
+
+def sizes_fit(view: View) -> list[Problem]:
+    """Problems where the sizes fit no number of ranks, or not the one that is known."""
+    return sizes_of(view).problems(view.world_size)
+
+
+def data_ranks(view: View) -> int | None:
+    """Ranks that read different data, where the number of ranks is known."""
+    if view.world_size is None:
+        return None
+    return view.world_size // sizes_of(view).sharing_size
+
+
+def option_has_its_axis(view: View, path: str, *, size: str) -> list[Problem]:
+    """A problem where an option of an axis is on, and the axis has one rank.
 
     Args:
-        replicate: Copies of the sharded model; -1 takes what the other leaves, or 1.
-        shard: Ranks that share one copy; -1 takes what the other leaves.
-        ranks: Those that read different data.
-
-    Returns:
-        Both sizes; None where they do not divide or do not make up the ranks.
+        view: The values.
+        path: The option.
+        size: Path of the axis's size.
     """
-    known = max(replicate, 1) * max(shard, 1)
-    if ranks % known:
-        return None
-    if shard == -1:
-        replicate, shard = max(replicate, 1), ranks // known
-    elif replicate == -1:
-        replicate = ranks // known
-    return (replicate, shard) if replicate * shard == ranks else None
-
-
-def describe_sizes(replicate: int, shard: int) -> str:
-    """The sizes that were chosen, as a product."""
-    sizes = (("dp_replicate_size", replicate), ("dp_shard_size", shard))
-    return " * ".join(f"{name} {size}" for name, size in sizes if size > 0)
-
-
-def ddp_shards_nothing(view: View) -> list[Problem]:
-    """A problem where ranks are to share what DDP gives each of them whole."""
-    size = view[SHARD]
-    if view[MODE] != "ddp" or size in {-1, 1}:
+    if not view[path] or view[size] > 1:
         return []
-    return [
-        Problem(
-            SHARD,
-            f"fsdp_mode: ddp gives each rank the whole model, so {size} ranks cannot share one",
-            "leave dp_shard_size out, or set fsdp_mode: fsdp2",
-        )
-    ]
-
-
-def sizes_are_the_ranks(view: View) -> list[Problem]:
-    """A problem where the data-parallel sizes do not multiply to the number of ranks."""
-    replicate, shard, ranks = view[REPLICATE], view[SHARD], view.world_size
-    if view[MODE] == "ddp":
-        shard = 1
-    if ranks is None or fit_data_sizes(replicate, shard, ranks=ranks) is not None:
-        return []
-    if view[MODE] == "ddp":
-        problem = f"fsdp_mode: ddp makes a copy a rank: {replicate} are not the {ranks} of this run"
-        return [Problem(REPLICATE, problem, f"leave it out, or set it to {ranks}")]
-    return [
-        Problem(
-            SHARD if shard > 0 else REPLICATE,
-            f"{describe_sizes(replicate, shard)} does not make up the {ranks} ranks of this run",
-            "set dp_shard_size: -1, or choose sizes whose product is the number of ranks",
-        )
-    ]
+    name = size.removeprefix(f"{ACCELERATOR}.")
+    problem = f"true has no effect, because {name} is {view[size]}"
+    return [Problem(path, problem, f"leave it out, or set {name} above 1")]
 
 
 def ddp_reads_it(view: View, path: str) -> list[Problem]:

@@ -85,6 +85,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "train.optimizer.max_skipped_steps": COUNT,
     "train.accelerator.dp_replicate_size": Range(1, also=-1),
     "train.accelerator.dp_shard_size": Range(1, also=-1),
+    **{f"train.accelerator.{axis}_size": COUNT for axis in ("tp", "ep", "pp", "ulysses", "cp")},
     "train.accelerator.timeout_s": POSITIVE,
     "train.checkpoint.save_steps": NOT_NEGATIVE,
     "train.checkpoint.save_epochs": NOT_NEGATIVE,

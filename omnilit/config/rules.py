@@ -68,7 +68,6 @@ def all_rules() -> list[Rule]:
     """Every rule: single fields first, so that rules on several skip the wrong ones."""
     patterns = (f"{OPTIMIZER}.no_decay_modules", f"{OPTIMIZER}.no_decay_params")
     decays = (f"{OPTIMIZER}.lr_min", f"{OPTIMIZER}.lr_decay_ratio")
-    sizes = (parallel_rules.REPLICATE, parallel_rules.SHARD)
     return [
         *(Rule((path,), partial(check_range, path=path)) for path in RANGES),
         *(Rule((path,), partial(check_name, path=path)) for path in NAMES),
@@ -87,17 +86,20 @@ def all_rules() -> list[Rule]:
         Rule(("train.checkpoint.load_path", "train.checkpoint.overwrite"), _resume_overwrites_not),
         *_checkpoint_rules(),
         *_parallel_rules(),
-        Rule((MICRO, BATCH, *sizes), _step_is_whole_batches),
+        Rule((MICRO, BATCH, parallel_rules.MODE, *parallel_rules.SIZES), _step_is_whole_batches),
     ]
 
 
 def _parallel_rules() -> list[Rule]:
-    mode, shard = parallel_rules.MODE, parallel_rules.SHARD
+    mode = parallel_rules.MODE
     recompute = parallel_rules.RECOMPUTE
     options = tuple(f"{recompute}.{name}" for name in ("enable", "debug", "enable_reentrant"))
     return [
-        Rule((mode, shard), parallel_rules.ddp_shards_nothing),
-        Rule((mode, shard, parallel_rules.REPLICATE), parallel_rules.sizes_are_the_ranks),
+        Rule((mode, *parallel_rules.SIZES), parallel_rules.sizes_fit),
+        *(
+            Rule((path, size), partial(parallel_rules.option_has_its_axis, path=path, size=size))
+            for path, size in parallel_rules.OF_AXIS
+        ),
         *(
             Rule((mode, field), partial(parallel_rules.ddp_reads_it, path=field))
             for field in parallel_rules.FSDP2_ONLY
@@ -272,7 +274,7 @@ def _resume_overwrites_not(view: View) -> list[Problem]:
 
 
 def _step_is_whole_batches(view: View) -> list[Problem]:
-    batch, micro, ranks = view[BATCH], view[MICRO], view.world_size
+    batch, micro, ranks = view[BATCH], view[MICRO], parallel_rules.data_ranks(view)
     if batch is None or ranks is None or batch % (micro * ranks) == 0:
         return []
     unit = micro * ranks

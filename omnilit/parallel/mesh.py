@@ -1,4 +1,4 @@
-"""Sizes of the parallel axes, and the device meshes cut from them."""
+"""The device meshes of a run, one for each consumer."""
 
 from __future__ import annotations
 
@@ -8,90 +8,34 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from omnilit.config import AcceleratorConfig
-from omnilit.config.parallel_rules import describe_sizes, fit_data_sizes
-from omnilit.errors import ConfigError
+from omnilit.config.parallel_sizes import ParallelSizes
+from omnilit.parallel.grid import RankGrid, expert_grid, mesh_axes, token_grid, weight_grid
 
-KEY = "train.accelerator"
-
-
-@dataclass(frozen=True, slots=True)
-class ParallelSizes:
-    """How many ranks each parallel axis has; names as in `train.accelerator`.
-
-    Args:
-        dp_replicate_size: Copies of the sharded model; -1 takes what the other leaves.
-        dp_shard_size: Ranks that share one copy; -1 takes what the other leaves.
-    """
-
-    dp_replicate_size: int = -1
-    dp_shard_size: int = -1
-
-    @classmethod
-    def of(cls, config: AcceleratorConfig) -> ParallelSizes:
-        """The sizes that a configuration asks for; under DDP every rank holds a copy of its own.
-
-        Raises:
-            ConfigError: DDP is to shard.
-        """
-        shard = config.dp_shard_size
-        if config.fsdp_config.fsdp_mode == "ddp":
-            if shard not in {-1, 1}:
-                raise ConfigError(
-                    key=f"{KEY}.dp_shard_size",
-                    problem=f"fsdp_mode: ddp shards nothing, and {shard} ranks are to share a copy",
-                    fix="leave dp_shard_size out, or set fsdp_mode: fsdp2",
-                )
-            shard = 1
-        return cls(config.dp_replicate_size, shard)
-
-    @property
-    def data_size(self) -> int:
-        """Ranks that read different data."""
-        return self.dp_replicate_size * self.dp_shard_size
-
-    def resolve(self, world_size: int) -> ParallelSizes:
-        """The same sizes with -1 filled in, so that they multiply to `world_size`.
-
-        Both at -1 means one copy, sharded over all ranks.
-
-        Raises:
-            ConfigError: The sizes do not divide or do not multiply to `world_size`.
-        """
-        replicate, shard = self.dp_replicate_size, self.dp_shard_size
-        for name, size in (("dp_replicate_size", replicate), ("dp_shard_size", shard)):
-            if size != -1 and size < 1:
-                raise ConfigError(
-                    key=f"{KEY}.{name}",
-                    problem=f"{size} is neither -1 nor a positive number of ranks",
-                    fix="give -1 to take what the other sizes leave, or a number of ranks",
-                )
-        fitting = fit_data_sizes(replicate, shard, ranks=world_size)
-        if fitting is None:
-            raise _does_not_fit(replicate, shard, world_size)
-        return ParallelSizes(*fitting)
-
-
-def _does_not_fit(replicate: int, shard: int, world_size: int) -> ConfigError:
-    key = "dp_shard_size" if shard > 0 else "dp_replicate_size"
-    sizes = describe_sizes(replicate, shard)
-    return ConfigError(
-        key=f"{KEY}.{key}",
-        problem=f"{sizes} does not make up the {world_size} ranks of this run",
-        fix="set dp_shard_size: -1, or choose sizes whose product is the number of ranks",
-    )
+__all__ = ["ParallelSizes", "Topology"]
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """One device mesh for each consumer, all cut from one root mesh.
+    """One device mesh for each consumer, all views of the same ranks.
+
+    Keep to these objects: what torch flattened or reshaped cannot be sliced from the root again.
 
     Args:
         sizes: Resolved sizes.
         device: This rank's device.
         data: dp_replicate x dp_shard as one axis: samplers and data state.
-        loss: Every rank that holds tokens of its own: the token count.
-        fsdp: What dense parameters are sharded over: dp_shard, or dp_replicate and dp_shard.
+        loss: Every rank that holds tokens of its own, as one axis: sums over tokens.
+        fsdp: What dense parameters are sharded over: fsdp, made of dp_shard x cp x ulysses, or
+            (dp_replicate, fsdp) where there are copies. Under DDP copies are all there are:
+            (dp_replicate x cp x ulysses, 1).
+        sparse: What experts are spread over: (efsdp, ep), or (dp_replicate, efsdp, ep); None
+            where ep_size is 1.
+        sequence: cp x ulysses as one axis: the ranks that hold parts of the same sequences, in
+            the order of the parts.
+        ulysses: Those that trade their part of a sequence for heads.
+        cp: Those that exchange keys and values.
+        tp: Those that split each matrix.
+        pp: One rank of each pipeline stage.
     """
 
     sizes: ParallelSizes
@@ -99,6 +43,12 @@ class Topology:
     data: DeviceMesh
     loss: DeviceMesh
     fsdp: DeviceMesh
+    sparse: DeviceMesh | None
+    sequence: DeviceMesh
+    ulysses: DeviceMesh
+    cp: DeviceMesh
+    tp: DeviceMesh
+    pp: DeviceMesh
 
     @classmethod
     def build(cls, sizes: ParallelSizes, device: torch.device) -> Topology:
@@ -108,14 +58,22 @@ class Topology:
             ConfigError: The sizes do not fit the number of ranks.
         """
         sizes = sizes.resolve(dist.get_world_size())
-        root = init_device_mesh(
-            device.type,
-            (sizes.dp_replicate_size, sizes.dp_shard_size),
-            mesh_dim_names=("dp_replicate", "dp_shard"),
+        root = init_device_mesh(device.type, (sizes.world_size,), mesh_dim_names=("world",))
+        tokens, weights = _cut(root, token_grid(sizes)), _cut(root, weight_grid(sizes))
+        has_copies = sizes.replicate_size > 1 or sizes.is_ddp
+        return cls(
+            sizes=sizes,
+            device=device,
+            data=tokens["data"],
+            loss=_flatten(tokens["data", "cp", "ulysses"], "loss"),
+            fsdp=weights["dp_replicate", "fsdp"] if has_copies else weights["fsdp"],
+            sparse=_expert_mesh(root, sizes) if sizes.ep_size > 1 else None,
+            sequence=_flatten(tokens["cp", "ulysses"], "sequence"),
+            ulysses=tokens["ulysses"],
+            cp=tokens["cp"],
+            tp=weights["tp"],
+            pp=weights["pp"],
         )
-        data = root._flatten("data")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        fsdp = root if sizes.dp_replicate_size > 1 else root["dp_shard"]
-        return cls(sizes=sizes, device=device, data=data, loss=data, fsdp=fsdp)
 
     @property
     def data_rank(self) -> int:
@@ -127,12 +85,70 @@ class Topology:
         """Number of ranks that read different data."""
         return self.sizes.data_size
 
+    @property
+    def sequence_rank(self) -> int:
+        """Which part of its sequences this rank holds."""
+        return self.sequence.get_local_rank()
+
+    @property
+    def sequence_size(self) -> int:
+        """Number of parts that sequences are split into."""
+        return self.sizes.sequence_size
+
+    @property
+    def ulysses_rank(self) -> int:
+        """This rank's place among those that trade a sequence for heads."""
+        return self.ulysses.get_local_rank()
+
+    @property
+    def cp_rank(self) -> int:
+        """This rank's place among those that exchange keys and values."""
+        return self.cp.get_local_rank()
+
+    @property
+    def tp_rank(self) -> int:
+        """Which part of each matrix this rank holds."""
+        return self.tp.get_local_rank()
+
+    @property
+    def pp_rank(self) -> int:
+        """This rank's pipeline stage, counted from 0."""
+        return self.pp.get_local_rank()
+
+    @property
+    def is_first_of_data(self) -> bool:
+        """True on one rank of those that read the same data: it speaks for them."""
+        return self.sequence_rank == self.tp_rank == self.pp_rank == 0
+
     def rows(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-        """Header and rows of the table that is logged at the start."""
+        """Header and rows of the table that is logged at the start.
+
+        Meshes of one rank are left out, but for the two that every run has.
+        """
+        rank = dist.get_rank()
         rows: list[tuple[object, ...]] = [
-            ("data", "dp_replicate x dp_shard", self.data_size, self.data_rank)
+            (axis.mesh, " x ".join(axis.parts), axis.size, axis.place(rank))
+            for axis in mesh_axes(self.sizes)
+            if axis.size > 1 or axis.name in ("data", "fsdp")
         ]
-        names = self.fsdp.mesh_dim_names or ()
-        for dim, name in enumerate(names):
-            rows.append(("fsdp", name, self.fsdp.size(dim), self.fsdp.get_local_rank(dim)))
         return ("mesh", "axes", "ranks", "this rank"), rows
+
+
+# Torch's own names for these begin with an underscore; there are no others that share one root,
+# without which FSDP2 cannot join its mesh with that of tensor or expert parallelism.
+
+
+def _cut(root: DeviceMesh, grid: RankGrid) -> DeviceMesh:
+    return root._unflatten(0, grid.shape, grid.axes)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _flatten(mesh: DeviceMesh, name: str) -> DeviceMesh:
+    return mesh._flatten(name)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _expert_mesh(root: DeviceMesh, sizes: ParallelSizes) -> DeviceMesh:
+    """The expert axes in one order of dimensions, whichever of them counts faster."""
+    experts = _cut(root, expert_grid(sizes))
+    names = ["dp_replicate"] if sizes.dp_replicate_size > 1 else []
+    parts = [experts[name] for name in (*names, "efsdp", "ep")]
+    return DeviceMesh._concatenate(parts)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]

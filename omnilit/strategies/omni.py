@@ -260,7 +260,8 @@ class OmniStrategy(ModelParallelStrategy):
         return {f"optimizer_{index}": optimizer for index, optimizer in enumerate(plain)}
 
     def _data_rank(self) -> DataRank:
-        return DataRank(self.topology.data_rank, self.topology.data_size)
+        topology = self.topology
+        return DataRank(topology.data_rank, topology.data_size, topology.is_first_of_data)
 
     def _data_position(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
         datamodule = _datamodule(self._trainer)

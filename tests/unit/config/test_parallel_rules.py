@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from omnilit.config import AcceleratorConfig, FSDPConfig
-from omnilit.config.parallel_rules import FSDP2_ONLY, MIXED, MODE, REPLICATE, SHARD, fit_data_sizes
+from omnilit.config.parallel_rules import FSDP2_ONLY, MIXED, MODE, REPLICATE, SHARD
 from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
@@ -25,31 +25,15 @@ def problems(fields: list[Field], given: dict[str, Any], **options: Any) -> list
 
 
 @pytest.mark.parametrize(
-    ("replicate", "shard", "ranks", "expected"),
-    [
-        (-1, -1, 8, (1, 8)),
-        (2, -1, 8, (2, 4)),
-        (-1, 2, 8, (4, 2)),
-        (8, 1, 8, (8, 1)),
-        (2, 2, 8, None),
-        (3, -1, 8, None),
-        (16, -1, 8, None),
-    ],
-)
-def test_sizes_fill_what_was_left_open_or_do_not_fit(replicate, shard, ranks, expected):
-    assert fit_data_sizes(replicate, shard, ranks=ranks) == expected
-
-
-@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({SHARD: 3}, (f"{SHARD}: dp_shard_size 3 does not make up the 4 ranks of this run. To fix: "
          "set dp_shard_size: -1, or choose sizes whose product is the number of ranks.")),
         ({REPLICATE: 3}, f"{REPLICATE}: dp_replicate_size 3 does not make up the 4 ranks"),
-        ({REPLICATE: 2, SHARD: 4}, (f"{SHARD}: dp_replicate_size 2 * dp_shard_size 4 does not make "
-         "up the 4 ranks of this run.")),
-        ({MODE: "ddp", REPLICATE: 2}, (f"{REPLICATE}: fsdp_mode: ddp makes a copy a rank: 2 are "
-         "not the 4 of this run. To fix: leave it out, or set it to 4.")),
+        ({REPLICATE: 2, SHARD: 4}, (f"{SHARD}: dp_replicate_size 2 * dp_shard_size 4 = 8 does not "
+         "make up the 4 ranks of this run.")),
+        ({MODE: "ddp", REPLICATE: 2}, (f"{REPLICATE}: dp_replicate_size 2 does not make up the "
+         "4 ranks of this run. To fix: leave dp_replicate_size out, or set it to 4.")),
     ],
 )  # fmt: skip
 def test_sizes_that_are_not_the_ranks_are_refused_once_those_are_known(
