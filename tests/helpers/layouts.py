@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from omnilit.modules import OmniModule
 from tests.helpers import training
+from tests.helpers.gradients import compare, gradients_of
 
 DDP: dict[str, Any] = {"fsdp": {"fsdp_mode": "ddp"}}
 
@@ -68,11 +69,7 @@ class Watcher(training.StepLog):
         assert isinstance(pl_module, OmniModule)
         if self.gradients:
             return
-        for name, parameter in pl_module.assembled.model.named_parameters():
-            gradient = parameter.grad
-            assert gradient is not None, name
-            full = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-            self.gradients[name] = full.clone()
+        self.gradients = gradients_of(pl_module.assembled.model)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, OmniModule)
@@ -142,12 +139,9 @@ def deviation(found: dict[str, Any], expected: dict[str, Any]) -> Deviation:
     assert [(row[0], row[3]) for row in mine] == [(row[0], row[3]) for row in theirs]
     losses = _relative([row[1] for row in mine], [row[1] for row in theirs])
     norms = _relative([row[2] for row in mine], [row[2] for row in theirs])
-    gradients = [
-        float((found["gradients"][name] - full).abs().max() / full.abs().max())
-        for name, full in expected["gradients"].items()
-    ]
+    gradients = compare(found["gradients"], expected["gradients"], rtol=float("inf"))
     return Deviation(
-        max(map(abs, losses)), max(map(abs, norms)), max(gradients), sum(losses) / len(losses)
+        max(map(abs, losses)), max(map(abs, norms)), gradients.largest, sum(losses) / len(losses)
     )
 
 
