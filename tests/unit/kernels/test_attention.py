@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from omnilit.kernels.attention import AttentionRule, eager, sdpa
+from omnilit.kernels import attention as module
+from omnilit.kernels.attention import SHORT, AttentionRule, eager, sdpa
 
 KERNELS = (eager, sdpa)
 
@@ -100,3 +102,32 @@ def test_bfloat16_stays_near_float32(kernel):
     low = kernel(*(x.bfloat16() for x in inputs), bounds=(0, 60, 123), rule=AttentionRule())
     assert low.dtype == torch.bfloat16
     assert (low.float() - exact).norm() / exact.norm() < 2 / 256  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("tokens", [40, SHORT + 1])
+def test_sdpa_in_bfloat16_is_as_near_to_float32_as_rounding_allows(tokens):
+    inputs = qkv(tokens)
+    narrow = [x.detach().bfloat16().requires_grad_() for x in inputs]
+    exact = [x.detach().float().requires_grad_() for x in narrow]
+    found = []
+    for given in (narrow, exact):
+        out = sdpa(*given, bounds=(0, 3, tokens), rule=AttentionRule())
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), given)))
+    for ours, reference in zip(*found, strict=True):
+        assert ours.dtype == torch.bfloat16
+        error = (ours.float() - reference).norm() / reference.norm()
+        assert error < 3 / 256  # of a few roundings to 8 bits
+
+
+def test_short_segments_are_computed_in_float32_on_a_cpu(monkeypatch):
+    seen = []
+
+    def watch(q, *args, **kwargs):
+        seen.append((q.shape[2], q.dtype))
+        return scaled_dot_product_attention(q, *args, **kwargs)
+
+    monkeypatch.setattr(module, "scaled_dot_product_attention", watch)
+    monkeypatch.setattr(module, "SHORT", 4)
+    q, k, v = (x.bfloat16() for x in qkv(9))
+    sdpa(q, k, v, bounds=(0, 4, 9), rule=AttentionRule())
+    assert seen == [(4, torch.float32), (5, torch.bfloat16)]
