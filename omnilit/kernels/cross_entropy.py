@@ -14,6 +14,7 @@ from omnilit.types import IGNORE
 
 MAX_LOGITS: Final = 2**26  # above this many (256 MiB in float32) logits exist a chunk at a time
 CHUNK_LOGITS: Final = 2**24  # of a chunk; several tensors of its size exist at once
+CACHED_LOGITS: Final = 2**19  # that a CPU works on at a time: 2 MiB in float32 stay in its cache
 BLOCK: Final = 2**14  # tokens of the vocabulary whose weights' gradient is added up at a time
 
 
@@ -67,11 +68,11 @@ def chunk_loss(
 ) -> Tensor:
     """All logits at once up to MAX_LOGITS of them, in chunks above; see `HeadKernel`.
 
-    Small problems gain nothing from chunks, which compute the logits twice.
+    Chunks compute the logits twice, so small problems keep theirs for backward instead.
     """
-    if hidden_RD.shape[0] * weight_VD.shape[0] <= MAX_LOGITS:
-        return eager(hidden_RD, weight_VD, targets_R, bias_V=bias_V, softcap=softcap)
-    num_rows = max(1, CHUNK_LOGITS // weight_VD.shape[0])
+    num_rows, vocab = hidden_RD.shape[0], weight_VD.shape[0]
+    if num_rows * vocab > MAX_LOGITS:
+        num_rows = max(1, CHUNK_LOGITS // vocab)
     return chunked(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)
 
 
@@ -83,7 +84,10 @@ def chunked(
     softcap: float | None,
     num_rows: int,
 ) -> Tensor:
-    """As `HeadKernel`, with the logits of `num_rows` rows in memory at a time, backward too."""
+    """As `HeadKernel`, with the logits of `num_rows` rows in memory at a time, backward too.
+
+    Where that is all rows, their logits are kept for backward, in the dtype of the weights.
+    """
     # torch does not type Function.apply
     return _Chunked.apply(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)  # type: ignore[return-value]
 
@@ -92,8 +96,15 @@ def _cap(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
+def _blocks(logits: Tensor) -> list[slice]:
+    """Rows whose float32 values are worked on together: on a CPU as many as its cache holds."""
+    num_rows, vocab = logits.shape
+    size = max(1, CACHED_LOGITS // vocab) if logits.device.type == "cpu" else max(1, num_rows)
+    return [slice(start, start + size) for start in range(0, num_rows, size)]
+
+
 class _Chunked(torch.autograd.Function):
-    """Keeps one log-normaliser a row and computes each chunk's logits again in backward.
+    """Keeps one log-normaliser a row and, of several chunks, computes the logits again in backward.
 
     So it is exact for any weighting of the rows, and costs nothing without gradients.
     """
@@ -108,44 +119,79 @@ class _Chunked(torch.autograd.Function):
         softcap: float | None,
         num_rows: int,
     ) -> Tensor:
-        losses, norms = [], []
-        for hidden, targets in zip(
-            hidden_RD.split(num_rows), targets_R.split(num_rows), strict=True
-        ):
-            logits = _cap(linear(hidden, weight_VD, bias_V).float(), softcap)
-            norm = logits.logsumexp(-1)
-            picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-            losses.append((norm - picked).masked_fill(targets == IGNORE, 0.0))
-            norms.append(norm)
-        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, bias_V, torch.cat(norms))
+        losses = hidden_RD.new_empty(targets_R.shape, dtype=torch.float32)
+        norms = torch.empty_like(losses)
+        kept: Tensor | None = None
+        for start in range(0, hidden_RD.shape[0], num_rows):
+            rows = slice(start, start + num_rows)
+            kept = linear(hidden_RD[rows], weight_VD, bias_V)
+            _read(kept, targets_R[rows], softcap, losses[rows], norms[rows])
+        if hidden_RD.shape[0] > num_rows:
+            kept = None
+        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, bias_V, norms, kept)
         ctx.softcap, ctx.num_rows = softcap, num_rows
-        return torch.cat(losses)
+        return losses.masked_fill_(targets_R == IGNORE, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_RD, weight_VD, targets_R, bias_V, norm_R = ctx.saved_tensors
+        hidden_RD, weight_VD, targets_R, bias_V, norm_R, kept = ctx.saved_tensors
         grad_R = grads[0].masked_fill(targets_R == IGNORE, 0.0)
+        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+
+        def read(rows: slice) -> Tensor:
+            logits = linear(hidden_RD[rows], weight_VD, bias_V) if kept is None else kept
+            given = norm_R[rows], targets_R[rows], grad_R[rows]
+            return _grad_logits(logits, *given, softcap=ctx.softcap, grad_bias=grad_bias)
+
+        if kept is not None:
+            grad = read(slice(None))
+            grad_hidden, grad_weight = grad @ weight_VD, grad.t() @ hidden_RD
+            return grad_hidden, grad_weight, None, _like(grad_bias, bias_V), None, None
         grad_hidden = torch.empty_like(hidden_RD)
         # Sums over chunks in the weight's own bfloat16 would round once a chunk.
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         for start in range(0, hidden_RD.shape[0], ctx.num_rows):
             rows = slice(start, start + ctx.num_rows)
-            logits = _cap(linear(hidden_RD[rows], weight_VD, bias_V).float(), ctx.softcap)
-            grad = (logits - norm_R[rows, None]).exp()
-            grad.scatter_add_(
-                1, targets_R[rows].clamp(min=0)[:, None], -torch.ones_like(grad[:, :1])
-            )
-            grad *= grad_R[rows, None]
-            if ctx.softcap is not None:
-                grad *= 1 - (logits / ctx.softcap) ** 2
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(hidden_RD.dtype)
+            grad = read(rows)
             grad_hidden[rows] = grad @ weight_VD
             _add_product(grad_weight, grad, hidden_RD[rows])
         grad_weight = grad_weight.to(weight_VD.dtype)
         return grad_hidden, grad_weight, None, _like(grad_bias, bias_V), None, None
+
+
+def _read(
+    logits: Tensor, targets: Tensor, softcap: float | None, losses: Tensor, norms: Tensor
+) -> None:
+    """Write the losses and the log-normalisers of a chunk's rows."""
+    for rows in _blocks(logits):
+        wide = _cap(logits[rows].float(), softcap)
+        norms[rows] = wide.logsumexp(-1)
+        picked = wide.gather(1, targets[rows].clamp(min=0)[:, None])[:, 0]
+        losses[rows] = norms[rows] - picked
+
+
+def _grad_logits(
+    logits: Tensor,
+    norms: Tensor,
+    targets: Tensor,
+    grads: Tensor,
+    *,
+    softcap: float | None,
+    grad_bias: Tensor | None,
+) -> Tensor:
+    """The gradient of a chunk's logits, like them; that of the bias is added to `grad_bias`."""
+    result = torch.empty_like(logits)
+    for rows in _blocks(logits):
+        wide = _cap(logits[rows].float(), softcap)
+        grad = (wide - norms[rows, None]).exp_()
+        grad.scatter_add_(1, targets[rows].clamp(min=0)[:, None], -torch.ones_like(grad[:, :1]))
+        grad *= grads[rows, None]
+        if softcap is not None:
+            grad *= 1 - (wide / softcap) ** 2
+        if grad_bias is not None:
+            grad_bias += grad.sum(0)
+        result[rows] = grad
+    return result
 
 
 def _add_product(total_VD: Tensor, grad_RV: Tensor, hidden_RD: Tensor) -> None:

@@ -103,11 +103,32 @@ def test_one_threshold_decides_between_all_logits_and_chunks(monkeypatch):
     monkeypatch.setattr(module, "chunked", watch)
     monkeypatch.setattr(module, "MAX_LOGITS", 80)
     at_the_threshold = chunk_loss(hidden, weight, targets)
-    assert seen == []
     monkeypatch.setattr(module, "MAX_LOGITS", 79)
     monkeypatch.setattr(module, "CHUNK_LOGITS", 31)
     torch.testing.assert_close(chunk_loss(hidden, weight, targets), at_the_threshold)
-    assert seen == [3]  # the most rows whose logits fit into a chunk
+    assert seen == [10, 3]  # all rows, and the most whose logits fit into a chunk
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("num_rows", [4, 10])
+def test_blocks_of_rows_that_fit_a_cache_change_nothing(num_rows, softcap, monkeypatch):
+    monkeypatch.setattr(module, "CACHED_LOGITS", 2 * 37)
+    inputs, weights = problem(10, has_bias=True), torch.linspace(-1, 2, 10)
+    expected, expected_grads = run(full, inputs, weights, softcap)
+    found, grads = run(in_chunks_of(num_rows), inputs, weights, softcap)
+    torch.testing.assert_close(found, expected)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, wanted)
+
+
+def test_kept_logits_serve_a_second_backward():
+    hidden, weight, targets, _ = problem(6)
+    losses = chunk_loss(hidden, weight, targets)
+    first, second = (
+        torch.autograd.grad(losses.sum(), (hidden, weight), retain_graph=True) for _ in range(2)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
