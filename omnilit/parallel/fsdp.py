@@ -47,7 +47,8 @@ def shard_model(
         fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard_after_forward)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in fsdp_modules(model):
-        module.set_gradient_divide_factor(1.0)
+        if mesh.size() > 1:  # one rank has nothing to divide by, and would divide by 1.0 in earnest
+            module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
     if forward_prefetch:
         _prefetch(model, units)
