@@ -33,6 +33,7 @@ from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 from omnilit.parallel import determinism
 from omnilit.parallel.fsdp import set_gradient_sync
+from omnilit.parallel.host_memory import keep_freed_blocks
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.strategies.progress import ResumableData, read_place, resume_at, resume_loops
 
@@ -90,6 +91,8 @@ class OmniStrategy(ModelParallelStrategy):
         self._setup_distributed()
         if "OMP_NUM_THREADS" not in os.environ:  # cores shared out, else ranks fight for them
             torch.set_num_threads(max((os.cpu_count() or 1) // self.num_processes, 1))
+        if self.root_device.type == "cpu":
+            keep_freed_blocks()
         self._topology = Topology.build(self.sizes, self.root_device)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._topology.fsdp  # noqa: SLF001 - Lightning's own way
