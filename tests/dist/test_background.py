@@ -1,8 +1,6 @@
 """Checkpoints that several ranks write beside training."""
 
-import errno
 import multiprocessing
-import threading
 from pathlib import Path
 
 import pytest
@@ -19,26 +17,11 @@ from omnilit.checkpoint.save import take_snapshot, write_snapshot
 from omnilit.errors import CheckpointError
 from omnilit.testing import run_ranks
 from tests.dist.test_checkpoint import everything, here, make, train
+from tests.helpers.writers import FullDisk, SlowWriter
 
 pytestmark = pytest.mark.dist
 CPU = torch.device("cpu")
 
-
-class SlowWriter(dcp.FileSystemWriter):
-    """Writes nothing before it may."""
-
-    may_write = threading.Event()
-    has_begun = threading.Event()
-
-    def write_data(self, plan, planner):
-        self.has_begun.set()
-        assert self.may_write.wait(20)
-        return super().write_data(plan, planner)
-
-
-class FullDisk(dcp.FileSystemWriter):
-    def write_data(self, plan, planner):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def snapshot_of(model, optimizer):

@@ -1,6 +1,5 @@
 """Writes beside training: what they hold, when they show, and how they fail."""
 
-import errno
 import random
 import threading
 
@@ -15,25 +14,9 @@ from omnilit.checkpoint.layout import find_latest, step_folder
 from omnilit.checkpoint.manifest import COMPLETE
 from omnilit.checkpoint.save import DataRank, take_snapshot, write_snapshot
 from omnilit.errors import CheckpointError
+from tests.helpers.writers import FullDisk, SlowWriter
 
 CPU = torch.device("cpu")
-
-
-class SlowWriter(dcp.FileSystemWriter):
-    """Writes nothing before it may."""
-
-    may_write = threading.Event()
-    has_begun = threading.Event()
-
-    def write_data(self, plan, planner):
-        self.has_begun.set()
-        assert self.may_write.wait(20)
-        return super().write_data(plan, planner)
-
-
-class FullDisk(dcp.FileSystemWriter):
-    def write_data(self, plan, planner):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
