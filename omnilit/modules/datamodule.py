@@ -24,8 +24,8 @@ from omnilit.data.packing import PlanSettings
 from omnilit.data.planned import PlannedItems
 from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepare
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
-from omnilit.data.stream import StreamData, StreamedItems, count_shards
-from omnilit.data.stream_state import StreamSettings
+from omnilit.data.streams.state import StreamSettings
+from omnilit.data.streams.stream import StreamData, StreamedItems, count_shards
 from omnilit.data.templates import ChatTemplate, select_template
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.data.warmup import BudgetSchedule

@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from omnilit.config import DataloaderConfig
-from omnilit.data import stream
+from omnilit.data.streams import stream
 from omnilit.testing import run_ranks
 from tests.helpers import training
 

@@ -14,8 +14,8 @@ from omnilit.data.batches import WorkerSettings
 from omnilit.data.files import DataFile
 from omnilit.data.items import Fetched, Position, WindowLayout
 from omnilit.data.multisource import Mixture, SourceSpec
-from omnilit.data.stream import StreamData, StreamedItems
-from omnilit.data.stream_state import StreamSettings
+from omnilit.data.streams.state import StreamSettings
+from omnilit.data.streams.stream import StreamData, StreamedItems
 from omnilit.data.transforms import Outcome
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.errors import DataError

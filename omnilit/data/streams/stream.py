@@ -20,9 +20,9 @@ from omnilit.data.multisource import Mixture
 from omnilit.data.planned import resumed_budget
 from omnilit.data.quarantine import BadRecord, check_bad_fraction
 from omnilit.data.readers import read_rows
-from omnilit.data.stream_rows import BLOCK_ROWS, SourceRows, deal_files
-from omnilit.data.stream_shard import BAD, COUNTS, ENDED, RECORDS, SAMPLES, Shard
-from omnilit.data.stream_state import ShardState, StreamSettings
+from omnilit.data.streams.rows import BLOCK_ROWS, SourceRows, deal_files
+from omnilit.data.streams.shard import BAD, COUNTS, ENDED, RECORDS, SAMPLES, Shard
+from omnilit.data.streams.state import ShardState, StreamSettings
 from omnilit.data.transforms import Transform
 from omnilit.errors import DataError, OmniError
 from omnilit.logging import get_logger

@@ -12,8 +12,8 @@ from omnilit.data.multisource import Mixture
 from omnilit.data.packing import FirstFit
 from omnilit.data.quarantine import BadRecord
 from omnilit.data.readers import parse_row
-from omnilit.data.stream_rows import Row, SourceRows
-from omnilit.data.stream_state import Place, ShardState, StreamSettings
+from omnilit.data.streams.rows import Row, SourceRows
+from omnilit.data.streams.state import Place, ShardState, StreamSettings
 from omnilit.data.transforms import Outcome, Transform, encode_or_skip
 from omnilit.errors import DataError
 from omnilit.types import Sample

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from omnilit.data import stream, stream_rows
 from omnilit.data.files import DataFile
 from omnilit.data.quarantine import BadRecord
 from omnilit.data.readers import RawRow, read_rows
-from omnilit.data.stream import count_shards
-from omnilit.data.stream_rows import Blocks, deal_files
-from omnilit.data.stream_state import ShardState
+from omnilit.data.streams import rows as stream_rows
+from omnilit.data.streams import stream
+from omnilit.data.streams.rows import Blocks, deal_files
+from omnilit.data.streams.state import ShardState
+from omnilit.data.streams.stream import count_shards
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.errors import ConfigError, DataError
 from tests.helpers.streams import Ranks, open_stream, settings, write_rows

@@ -1,0 +1,1 @@
+"""Data without a length: read once, in order, in a bounded buffer."""
