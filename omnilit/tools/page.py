@@ -77,7 +77,8 @@ def save_page(page: str, path: Path, *, key: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        # half a character, as scraped text has them, is written as one that cannot be shown
+        path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
     except OSError as error:
         raise ConfigError(
             key=key,

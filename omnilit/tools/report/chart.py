@@ -26,6 +26,7 @@ TOP: Final = 10
 BOTTOM: Final = 212
 SCALE: Final = 10  # curves are drawn in tenths of a unit, in whole numbers, which are short
 RANGES: Final = (("all steps", 1.0), ("last half", 0.5), ("last tenth", 0.1))
+FAR: Final = 10**6  # units from the picture at which a mean that has left it stays
 MAX_DOTS: Final = 60  # more points than these lie too close for dots
 
 
@@ -139,7 +140,7 @@ def draw_path(series: Series, x_axis: Axis, y_axis: Axis) -> str:
     A gap ends a stretch; a point between two gaps is drawn as a dot by its round ends.
     """
     x = np.rint(x_axis.place(series.steps) * SCALE)
-    y = np.rint(y_axis.place(series.values) * SCALE)
+    y = np.rint(np.clip(y_axis.place(series.values), -FAR, FAR) * SCALE)
     is_finite = series.is_finite
     edges = np.flatnonzero(np.diff(is_finite, prepend=False, append=False))
     stretches = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from omnilit.checkpoint.layout import METRICS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+# What a chart can be reckoned with: the axis is wider than its values, and has ticks between them
+LARGEST: Final = 1e300
+SMALLEST: Final = 1e-300
+LAST_STEP: Final = 2**53  # the last one that a chart, and the browser's numbers, tell from the next
 
 
 class Series(NamedTuple):
@@ -25,7 +30,7 @@ class Series(NamedTuple):
 
     Args:
         steps: Rising; int64 [n].
-        values: NaN where the number was not finite; float64 [n].
+        values: NaN where the number was not finite or as good as infinite; float64 [n].
     """
 
     steps: Ints
@@ -97,7 +102,7 @@ def read_metrics(file: Path) -> Metrics:
             for name, value in line.items():
                 if name != "step" and _is_number(value):
                     steps[name].append(step)
-                    values[name].append(float("nan") if value is None else value)
+                    values[name].append(_to_float(value))
     return Metrics({name: _tidy(steps[name], values[name]) for name in steps}, num_unreadable)
 
 
@@ -122,15 +127,22 @@ def _parse(text: str) -> dict[str, Any] | None:
     """A line as an object with a step; None of anything else."""
     try:
         line = json.loads(text)
-    except ValueError:  # torn
+    except (ValueError, RecursionError):  # torn, or nothing of ours
         return None
-    if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
+    if not isinstance(line, dict) or type(step := line.get("step")) is not int:
         return None
-    return line if step >= 0 else None
+    return line if 0 <= step <= LAST_STEP else None
 
 
 def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _to_float(value: float | None) -> float:
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:  # a whole number of any length
+        return math.nan
 
 
 def _tidy(steps: Iterable[int], values: Iterable[float]) -> Series:
@@ -139,5 +151,7 @@ def _tidy(steps: Iterable[int], values: Iterable[float]) -> Series:
     order = np.argsort(step_array, kind="stable")
     step_array, value_array = step_array[order], value_array[order]
     is_last = np.append(step_array[1:] != step_array[:-1], True)
-    value_array[~np.isfinite(value_array)] = np.nan
+    size = np.abs(value_array)
+    value_array[~(size <= LARGEST)] = np.nan
+    value_array[size < SMALLEST] = 0.0
     return Series(step_array[is_last], value_array[is_last])

@@ -260,7 +260,7 @@ def _read_evaluations(file: Path, notes: list[str]) -> list[dict[str, Any]]:
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # torn
+        except (ValueError, RecursionError):  # torn, or nothing of ours
             notes.append(f"{file.name}: a line cannot be read and is left out")
             continue
         if isinstance(line, dict):

@@ -48,3 +48,8 @@ def test_a_page_that_cannot_be_written_is_named(tmp_path):
 def test_the_folder_of_a_page_is_made(tmp_path):
     save_page("x", tmp_path / "new" / "a.html", key="--html")
     assert (tmp_path / "new" / "a.html").read_text() == "x"
+
+
+def test_half_a_character_does_not_keep_a_page_from_being_written(tmp_path):
+    save_page("a\ud83d b", tmp_path / "a.html", key="--html")
+    assert (tmp_path / "a.html").read_text("utf-8") == "a&#55357; b"

@@ -28,6 +28,14 @@ def test_null_and_what_is_not_finite_are_gaps(tmp_path):
     assert metrics.finite("other") is None
 
 
+def test_what_no_chart_can_hold_is_a_gap_or_nothing(tmp_path):
+    values = "1e308", "-1e308", "1" + "0" * 400, "5e-324", "1e38"
+    lines = [f'{{"step": {step}, "loss": {value}}}\n' for step, value in enumerate(values, start=1)]
+    (tmp_path / "m").write_text("".join(lines))
+    found = read_metrics(tmp_path / "m").series["loss"].values
+    np.testing.assert_array_equal(found, [np.nan, np.nan, np.nan, 0.0, 1e38])
+
+
 def test_a_number_that_is_never_finite_has_no_finite_series(tmp_path):
     metrics = read_metrics(write_lines(tmp_path / "m", [{"step": 1, "loss": None}]))
     assert metrics.finite("loss") is None
@@ -36,6 +44,7 @@ def test_a_number_that_is_never_finite_has_no_finite_series(tmp_path):
 def test_a_torn_line_and_other_rubbish_are_counted_and_left_out(tmp_path):
     good = json.dumps(step_line(1))
     rubbish = ["[1, 2]", '"text"', '{"loss": 1}', '{"step": "x"}', '{"step": -1}', "\x00\xff", ""]
+    rubbish += ['{"step": true}', f'{{"step": {10**24}}}', "[" * 100_000]
     text = "\n".join([good, *rubbish, '{"step": 2, "lo'])
     (tmp_path / "m").write_bytes(text.encode("latin-1"))
     metrics = read_metrics(tmp_path / "m")

@@ -1,5 +1,7 @@
 import re
 
+import pytest
+
 from omnilit.data.quarantine import BadRecord, Quarantine
 from omnilit.tools.data_view import Piece, ShownSample
 from omnilit.tools.report.page import build_page
@@ -92,6 +94,16 @@ def test_runs_without_configuration_or_steps_say_so(tmp_path):
     assert "a: config.resolved.yaml is missing." in page
     assert "<p>None is there.</p>" in page
     assert "No complete checkpoint tells them." in page
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e-45, -3.4e38, 3.4e38, 1e308, 5e-324])
+def test_a_run_whose_numbers_are_at_the_ends_of_their_type_has_a_page(loss, tmp_path):
+    folder = tmp_path / "a"
+    lines = [step_line(step, loss=loss * (step % 2), grad_norm=abs(loss)) for step in range(1, 5)]
+    write_lines(folder / "metrics.jsonl", lines)
+    page = build_page(read_runs([folder]))
+    parse(page)
+    assert "Learning rate" in page
 
 
 def test_a_group_of_many_charts_is_closed_at_first(tmp_path):
