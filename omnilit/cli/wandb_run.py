@@ -17,6 +17,7 @@ from omnilit.config.view import View
 from omnilit.errors import ConfigError, Problem
 
 ENABLE = "train.wandb.enable"
+ID = "train.wandb.id"
 STEP = "trainer/global_step"  # what Lightning calls the step of a metric there
 
 
@@ -87,7 +88,8 @@ def open_wandb(config: WandbConfig, output_dir: Path, *, load_path: Path | None)
         load_path: The checkpoint to go on from.
 
     Raises:
-        ConfigError: The service cannot be reached, or does not know who asks.
+        ConfigError: The service cannot be reached, or does not know who asks; or the stored id
+            cannot be read.
     """
     import wandb
 
@@ -118,8 +120,19 @@ def open_wandb(config: WandbConfig, output_dir: Path, *, load_path: Path | None)
 
 
 def _stored_id(output_dir: Path, load_path: Path | None) -> str | None:
-    """The id of the run that wrote `load_path`, where that lies in `output_dir`."""
+    """The id of the run that wrote `load_path`, where that lies in `output_dir`.
+
+    Raises:
+        ConfigError: The file that holds it cannot be read.
+    """
     path = output_dir / WANDB_RUN
     if load_path is None or not is_own_checkpoint(load_path, output_dir) or not path.is_file():
         return None
-    return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            key=ID,
+            problem=f"{path}, which names the run to go on with, cannot be read: {error}",
+            fix="give the id of that run, or remove the file to begin a new one",
+        ) from error

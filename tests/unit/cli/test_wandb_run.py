@@ -85,6 +85,20 @@ def test_a_resumed_run_goes_on_in_the_same_run_there(service, tmp_path):
     assert [run.get("resume") for run in service] == [None, "allow", "allow"]
 
 
+@pytest.mark.parametrize("content", ["", '{"id": ', "[]", "{}", "7", b"\xff"])
+def test_a_stored_id_that_cannot_be_read_is_a_wrong_setting(content, service, tmp_path):
+    own = step_folder(tmp_path, 4)
+    own.mkdir(parents=True)
+    raw = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "wandb_run.json").write_bytes(raw)
+    with pytest.raises(
+        ConfigError, match=r"train\.wandb\.id: .*wandb_run\.json, which names the run"
+    ):
+        begin(tmp_path, own)
+    assert not service
+    assert begin(tmp_path, own, id="mine") == "mine"
+
+
 def test_a_run_that_starts_anew_is_a_new_run_there(service, tmp_path):
     assert begin(tmp_path) == "new1"
     assert begin(tmp_path) == "new2"
