@@ -7,12 +7,47 @@ from pathlib import Path
 from typing import Final
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from omnilit.checkpoint.layout import checkpoints_folder
 from omnilit.errors import ConfigError, Problem
 
 KEY: Final = "trainer.callbacks"
+ALONE: Final = "a rank that fails alone cannot save"
+SAVE_STEPS: Final = "leave it out, and set train.checkpoint.save_steps"
+LATE: Final = "the model is built, and sharded, only when the run starts"
+# Callbacks that fail here, hang other ranks or do nothing: why, and what to do instead
+REFUSED: Final[tuple[tuple[type[Callback], str, str], ...]] = (
+    (OnExceptionCheckpoint, f"saves after an error, but {ALONE}", SAVE_STEPS),
+    (StochasticWeightAveraging, f"averages a copy of the module, but {LATE}", "leave it out"),
+    (WeightAveraging, f"averages a copy of the module, but {LATE}", "leave it out"),
+    (ModelPruning, f"prunes whole parameters, but {LATE}", "leave it out"),
+    (
+        GradientAccumulationScheduler,
+        "changes how many micro-batches a step has, which train.global_batch_size decides",
+        "leave it out, and set train.global_batch_size",
+    ),
+    (
+        BatchSizeFinder,
+        "looks for a size by runs of its own, but batches here are packed to a budget of tokens",
+        "leave it out, and set train.micro_batch_size",
+    ),
+    (
+        LearningRateFinder,
+        "looks for an attribute lr, but rates here are those of train.optimizer",
+        "leave it out, and set train.optimizer.lr",
+    ),
+)
 
 
 def settle_callbacks(
@@ -41,9 +76,13 @@ def settle_callbacks(
 
 
 def _problems(callback: Callback, *, has_evaluation: bool) -> Iterator[Problem]:
+    name = type(callback).__name__
+    for kind, why, fix in REFUSED:
+        if isinstance(callback, kind):
+            yield Problem(KEY, f"{name} {why}", fix)
     if not isinstance(callback, EarlyStopping | ModelCheckpoint):
         return
-    name, monitor = type(callback).__name__, callback.monitor or ""
+    monitor = callback.monitor or ""
     if monitor.startswith("eval_") and not has_evaluation:
         what = f"{name} watches {monitor}, but data.eval_path is not given"
         yield Problem(KEY, what, "give data.eval_path, or watch another number such as loss")
@@ -53,5 +92,4 @@ def _problems(callback: Callback, *, has_evaluation: bool) -> Iterator[Problem]:
         what = f"{name} has save_weights_only: true, but checkpoints are saved whole"
         yield Problem(KEY, what, "leave it out; the export of a checkpoint holds weights alone")
     if callback.save_on_exception:
-        what = f"{name} has save_on_exception: true, but a rank that fails alone cannot save"
-        yield Problem(KEY, what, "leave it out, and set train.checkpoint.save_steps")
+        yield Problem(KEY, f"{name} has save_on_exception: true, but {ALONE}", SAVE_STEPS)

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 
 from omnilit.cli.stock import settle_callbacks
 from omnilit.errors import ConfigError
@@ -45,3 +56,22 @@ def test_a_number_of_an_evaluation_that_never_comes_is_refused(tmp_path, kind):
     )
     settle_callbacks([kind(monitor="eval_loss")], tmp_path, has_evaluation=True)
     settle_callbacks([kind(monitor="loss")], tmp_path, has_evaluation=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: OnExceptionCheckpoint("."), "a rank that fails alone cannot save"),
+        (lambda: StochasticWeightAveraging(swa_lrs=0.1), "averages a copy of the module"),
+        (EMAWeightAveraging, "averages a copy of the module"),
+        (lambda: ModelPruning("l1_unstructured"), "prunes whole parameters"),
+        (lambda: GradientAccumulationScheduler({0: 2}), "how many micro-batches a step has"),
+        (BatchSizeFinder, "a budget of tokens"),
+        (LearningRateFinder, "set train.optimizer.lr"),
+    ],
+)
+def test_what_would_hang_ranks_fail_or_do_nothing_is_refused(tmp_path, make, why):
+    callback = make()
+    (problem,) = refused(tmp_path, callback)
+    assert problem.startswith(f"trainer.callbacks: {type(callback).__name__} ")
+    assert why in problem
