@@ -21,6 +21,7 @@ from omnilit.callbacks.profiler import StepProfiler
 from omnilit.callbacks.protocols import TrainedModule
 from omnilit.callbacks.trainer_view import callbacks_of_type, is_trial_run
 from omnilit.checkpoint.layout import METRICS
+from omnilit.checkpoint.together import run_together
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.peaks import peak_flops
 from omnilit.logging import get_logger
@@ -70,8 +71,12 @@ class MetricsRecorder(Callback):
         device = trainer.strategy.root_device
         self._peak = peak_flops(self._machine or Machine.detect(device.type))
         self._memory = PeakMemory(device)
-        if _is_writer(trainer):
-            self._file.open_at(trainer.global_step)
+        if not is_trial_run(trainer):
+            run_together(
+                lambda: self._file.open_at(trainer.global_step),
+                name=f"opening {self._file.path}",
+                on_first=True,
+            )
         self._memory.reset()
 
     @override

@@ -11,6 +11,7 @@ import pytest
 
 from omnilit.callbacks import chosen_callbacks
 from omnilit.config import ProfileConfig
+from omnilit.errors import CheckpointError
 from omnilit.testing import run_ranks
 from tests.helpers import training
 
@@ -98,3 +99,17 @@ def test_a_step_is_the_same_work_at_any_number_of_ranks(alone, together):
         work = [line["tflops_per_second"] * line["step_time_s"] for line in (one, two)]
         assert work[0] > 0
         assert work[1] == pytest.approx(work[0])
+
+
+def run_where_the_numbers_cannot_go(folder: Path) -> str:
+    out = folder / "blocked"
+    (out / "metrics.jsonl").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(CheckpointError) as caught:
+        training.train(folder, training.arguments(out, global_batch_size=4, max_steps=1))
+    return str(caught.value)
+
+
+def test_numbers_that_the_first_rank_cannot_write_end_all_ranks(folder, tmp_path):
+    messages = run_ranks(run_where_the_numbers_cannot_go, 2, folder, tmp_path=tmp_path)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(f"opening {folder}/blocked/metrics.jsonl failed: Is a directory")
