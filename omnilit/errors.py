@@ -13,7 +13,7 @@ class Problem:
 
     Args:
         key: Where it stands, as a YAML path such as `train.optimizer.lr`.
-        problem: What is wrong, values included, without a final full stop.
+        problem: What is wrong, values included; a final full stop may be left out.
         fix: What to do, as an imperative without a final full stop.
     """
 
@@ -23,7 +23,7 @@ class Problem:
 
     def __str__(self) -> str:
         """Read as one sentence a part: where, what, what to do."""
-        stop = "" if self.problem.endswith("?") else "."
+        stop = "" if self.problem.endswith(("?", ".")) else "."
         return f"{self.key}: {self.problem}{stop} To fix: {self.fix}."
 
 

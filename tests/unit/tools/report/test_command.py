@@ -33,6 +33,11 @@ def test_all_wrong_words_are_told_together():
     assert problems("a", "--print_config")[0][0] == "--print_config"
 
 
+def test_a_wrong_flag_without_a_near_one_ends_in_one_full_stop():
+    with pytest.raises(ConfigError, match=r"--bogus: report has no such flag\. To fix: leave"):
+        parse_request(["a", "--bogus", "1"])
+
+
 def test_help_names_the_flags(capsys):
     assert main(["report", "--help"]) == 0
     text = capsys.readouterr().out
