@@ -28,6 +28,10 @@ multiprocessing.set_forkserver_preload(
     ]
 )
 torch.set_num_threads(1)
+SET_BY_LIBRARIES = {
+    "TORCHINDUCTOR_CACHE_DIR",  # torch, when it compiles
+    "PYTORCH_NVML_BASED_CUDA_CHECK",  # lightning, when a test is the first to import it
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +47,6 @@ def _same_world() -> Iterator[None]:
     changed = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)}
     os.environ.clear()
     os.environ.update(before)
-    changed -= {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}  # torch sets the latter itself
+    changed -= {"PYTEST_CURRENT_TEST", *SET_BY_LIBRARIES}
     assert not left_behind, "the test left a process group"
     assert not changed, f"the test left changed variables: {sorted(changed)}"
