@@ -1,6 +1,5 @@
 """Training while checkpoints are written and exported."""
 
-import errno
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from omnilit.checkpoint.layout import find_latest, step_folder
 from omnilit.errors import CheckpointError
 from omnilit.testing import run_ranks
 from tests.helpers import training
+from tests.helpers.writers import FullDisk
 
 pytestmark = pytest.mark.dist
 
@@ -69,11 +69,6 @@ def test_writing_beside_training_and_exporting_change_nothing_but_the_time(task)
     exports = sorted(path.parent.name for path in (task / "beside").glob("checkpoints/*/hf_ckpt"))
     assert exports == [f"global_step_{step}" for step in (1, 2, 3, 4)]
     assert find_latest(task / "beside").path == step_folder(task / "beside", 4)
-
-
-class FullDisk(dcp.FileSystemWriter):
-    def write_data(self, plan, planner):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def fit_on_a_full_disk(folder, save_steps):
