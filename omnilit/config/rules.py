@@ -123,7 +123,12 @@ def _checkpoint_rules() -> list[Rule]:
 
 
 def _optimizer_rules() -> list[Rule]:
-    fields = (optimizer_rules.TYPE, optimizer_rules.BETAS, optimizer_rules.KAHAN)
+    fields = (
+        optimizer_rules.TYPE,
+        optimizer_rules.BETAS,
+        optimizer_rules.KAHAN,
+        optimizer_rules.MASTER,
+    )
     watched = (optimizer_rules.COMPILE, optimizer_rules.RECOMPUTE, optimizer_rules.DEBUG)
     return [
         Rule(fields, optimizer_rules.optimizer_fits_its_type),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -33,9 +34,12 @@ def build_optimizer(
         part_of: Name of the part that a parameter, given by its full name, belongs to.
 
     Raises:
-        ConfigError: A decay pattern matches nothing, or a setting does not fit the type.
+        ConfigError: A decay pattern matches nothing, or a setting does not fit the type or the
+            weights.
     """
-    if problems := optimizer_problems(config):
+    is_wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    master_dtype = "float32" if is_wide else "bfloat16"
+    if problems := optimizer_problems(config, master_dtype=master_dtype):
         raise ConfigError.of(problems)
     groups = parameter_groups(
         model,

@@ -11,6 +11,7 @@ from omnilit.config.view import View
 GOOD = {"model.config_path": "m", "data.train_path": "d"}
 ANY = {"train.optimizer.type": "anyprecision_adamw"}
 DEBUG = "train.gradient_checkpointing.debug"
+MASTER = "train.accelerator.fsdp_config.mixed_precision.master_dtype"
 
 
 def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
@@ -24,6 +25,10 @@ def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
         ({"train.optimizer.use_kahan_summation": True},
          ("train.optimizer.use_kahan_summation: true has no effect, because type: adamw has no "
           "Kahan summation. To fix: leave it out, or set type: anyprecision_adamw.")),
+        ({**ANY, "train.optimizer.use_kahan_summation": True},
+         ("train.optimizer.use_kahan_summation: true has no effect, because weights of "
+          "master_dtype: float32 are stored as they are computed, and nothing is rounded off. To "
+          "fix: leave it out, or set mixed_precision.master_dtype: bfloat16.")),
         ({**ANY, "train.optimizer.betas": (0.9, 0.999)},
          ("train.optimizer.betas: [0.9, 0.999] holds an average that could never fall: type: "
           "anyprecision_adamw keeps it in bfloat16, which rounds such a small change away. To "
@@ -43,7 +48,7 @@ def test_settings_that_cannot_act_together_are_one_problem(
     "given",
     [
         ANY,
-        {**ANY, "train.optimizer.use_kahan_summation": True},
+        {**ANY, "train.optimizer.use_kahan_summation": True, MASTER: "bfloat16"},
         {**ANY, "train.optimizer.betas": (0.996, 0.996)},
         {"train.optimizer.betas": (0.9, 0.999)},
         {"train.optimizer.use_kahan_summation": False},  # the default

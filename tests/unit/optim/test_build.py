@@ -37,13 +37,13 @@ def test_groups_carry_their_decay_and_name():
 
 
 def test_anyprecision_keeps_bfloat16_moments_and_what_rounding_takes_when_asked():
-    model = nn.Linear(2, 2)
+    model = nn.Linear(2, 2).bfloat16()
     for use_kahan, kept in ((False, set()), (True, {"compensation"})):
         settings = replace(CONFIG, type="anyprecision_adamw", use_kahan_summation=use_kahan)
         optimizer = build_optimizer(model, settings)
         assert optimizer.defaults["fused"] is True
         assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.8, 0.6), 1e-3)
-        model(torch.ones(2)).sum().backward()
+        model(torch.ones(2, dtype=torch.bfloat16)).sum().backward()
         optimizer.step()
         state = optimizer.state[model.weight]
         assert state.keys() == {"step", "exp_avg", "exp_avg_sq"} | kept
@@ -54,5 +54,8 @@ def test_settings_that_do_not_fit_the_type_are_refused():
     model = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="type: adamw has no Kahan summation"):
         build_optimizer(model, replace(CONFIG, use_kahan_summation=True))
+    kahan = replace(CONFIG, type="anyprecision_adamw", use_kahan_summation=True)
+    with pytest.raises(ConfigError, match="master_dtype: float32 are stored as they are computed"):
+        build_optimizer(model, kahan)
     with pytest.raises(ConfigError, match="average that could never fall"):
         build_optimizer(model, replace(CONFIG, type="anyprecision_adamw", betas=(0.9, 0.999)))
