@@ -8,6 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
+from omnilit.checkpoint.layout import MODEL_ASSETS
 from omnilit.cli.plan import make_data_view
 from omnilit.cli.raw import Command
 from omnilit.data.prepare import PrepareRequest
@@ -21,7 +22,6 @@ from omnilit.tools.report.settings import FILE as CONFIG
 from omnilit.types import Sample
 
 MAX_ROWS: Final = 100  # of a source that are tried for samples
-ASSETS: Final = "model_assets"
 MODEL_PATHS: Final = ("model.config_path", "model.tokenizer_path")
 WEIGHTS_PATH: Final = "model.model_path"
 # What decides how records become samples, in a resolved configuration
@@ -93,7 +93,7 @@ def read_samples(folder: Path, num_shown: int) -> Iterator[ShownSample]:
         DataError: A file cannot be read.
     """
     flags = ()
-    if (assets := folder / ASSETS).is_dir():
+    if (assets := folder / MODEL_ASSETS).is_dir():
         flags = (*((path, (str(assets),)) for path in MODEL_PATHS), (WEIGHTS_PATH, ("null",)))
     view = make_data_view(Command((folder / CONFIG,), flags))
     tokenizer = load_view_tokenizer(view)
