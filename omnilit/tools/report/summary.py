@@ -9,10 +9,12 @@ import numpy as np
 
 from omnilit.tools.data_report import BAD_HEADER, Table, bad_rows
 from omnilit.tools.report.axis import format_value
+from omnilit.tools.report.metrics import Floats
 from omnilit.tools.report.runs import Run
 
 LAST_SHARE: Final = 0.1
 NOTHING: Final = "-"
+NOT_FINITE: Final = "not finite"
 Cell = Callable[[Run], str | None]
 
 
@@ -117,16 +119,22 @@ def _last_step(run: Run) -> str | None:
 
 
 def _last(run: Run, name: str) -> str | None:
-    one = run.metrics.finite(name)
-    return None if one is None else format_value(float(one.values[-1]), digits=5)
+    one = run.metrics.series.get(name)
+    return None if one is None else _show_mean(one.values[-1:])
 
 
 def _late_loss(run: Run) -> str | None:
-    one = run.metrics.finite("loss")
+    one = run.metrics.series.get("loss")
     if one is None:
         return None
     number = max(round(LAST_SHARE * len(one.values)), 1)
-    return format_value(float(one.values[-number:].mean()), digits=5)
+    return _show_mean(one.values[-number:])
+
+
+def _show_mean(values: Floats) -> str:
+    """The mean of those that are finite: what a run that diverged had before is not its end."""
+    finite = values[np.isfinite(values)]
+    return format_value(float(finite.mean()), digits=5) if len(finite) else NOT_FINITE
 
 
 def _best_evaluation(run: Run) -> str | None:
