@@ -70,7 +70,7 @@ def chunk_loss(
 
     Chunks compute the logits twice, so small problems keep theirs for backward instead.
     """
-    num_rows, vocab = hidden_RD.shape[0], weight_VD.shape[0]
+    num_rows, vocab = max(1, hidden_RD.shape[0]), weight_VD.shape[0]  # no row may be supervised
     if num_rows * vocab > MAX_LOGITS:
         num_rows = max(1, CHUNK_LOGITS // vocab)
     return chunked(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)

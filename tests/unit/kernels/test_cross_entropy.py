@@ -37,6 +37,10 @@ def in_chunks_of(num_rows):
     return kernel
 
 
+def kernel_of_the_slot(hidden, weight, targets, bias, softcap):
+    return chunk_loss(hidden, weight, targets, bias_V=bias, softcap=softcap)
+
+
 def test_eager_is_the_cross_entropy_of_the_logits():
     hidden, weight, targets, _ = problem(9)
     expected = cross_entropy(hidden @ weight.T, targets, reduction="none", ignore_index=IGNORE)
@@ -74,6 +78,14 @@ def test_rows_that_are_all_ignored_cost_nothing():
     inputs = (hidden, weight, torch.full_like(targets, IGNORE), None)
     losses, grads = run(in_chunks_of(4), inputs, torch.ones(6), None)
     assert not losses.any()
+    assert not any(grad.any() for grad in grads)
+
+
+def test_a_micro_batch_without_a_target_has_no_losses_and_gradients_of_zero():
+    inputs = problem(0)
+    losses, grads = run(kernel_of_the_slot, inputs, torch.ones(0), None)
+    assert losses.shape == (0,)
+    assert [grad.shape for grad in grads] == [tensor.shape for tensor in inputs[:2]]
     assert not any(grad.any() for grad in grads)
 
 
