@@ -7,13 +7,26 @@ from typing import Any
 import pytest
 
 from omnilit.config import AcceleratorConfig, FSDPConfig
-from omnilit.config.parallel_rules import FSDP2_ONLY, MIXED, MODE, REPLICATE, SHARD
+from omnilit.config.parallel_rules import (
+    ACCELERATOR,
+    EXPERTS,
+    FSDP2_ONLY,
+    MIXED,
+    MODE,
+    REPLICATE,
+    SHARD,
+    ULYSSES,
+)
 from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
 from omnilit.parallel.mesh import ParallelSizes
 
 GOOD = {"model.config_path": "m", "data.train_path": "d"}
+TP, PP = f"{ACCELERATOR}.tp_size", f"{ACCELERATOR}.pp_size"
+OUTSIDE, ASYNC = f"{ACCELERATOR}.ep_outside", f"{ACCELERATOR}.enable_async"
+BATCH = "train.global_batch_size"
+CP = f"{ACCELERATOR}.cp_size"
 RECOMPUTE = "train.gradient_checkpointing"
 OTHERS: dict[str, Any] = {**dict.fromkeys(FSDP2_ONLY, False), f"{MIXED}.output_dtype": "float32"}
 
@@ -68,6 +81,52 @@ def test_sizes_that_are_not_the_ranks_are_refused_once_those_are_known(
 )
 def test_layouts_that_fit_four_ranks_are_good(given: dict[str, Any], fields: list[Field]):
     assert not problems(fields, given, world_size=4)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {ULYSSES: 2, CP: 2},
+        {ULYSSES: 2, ASYNC: True},
+        {EXPERTS: 2, OUTSIDE: True},
+        {EXPERTS: 4, TP: 2, REPLICATE: 1},
+        {PP: 2, TP: 2, MODE: "ddp"},
+        {MODE: "ddp", ULYSSES: 2, REPLICATE: 2},
+        {ULYSSES: 2, BATCH: 2},
+        {OUTSIDE: False, ASYNC: False},
+    ],
+)
+def test_axes_that_fit_four_ranks_are_good(given: dict[str, Any], fields: list[Field]):
+    assert not problems(fields, given, world_size=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({ULYSSES: 3}, (f"{ULYSSES}: ulysses_size 3 does not make up the 4 ranks of this run. "
+         "To fix: choose sizes whose product divides the number of ranks.")),
+        ({PP: 2, CP: 2, SHARD: 2}, (f"{SHARD}: dp_shard_size 2 * pp_size 2 * cp_size 2 = 8 does "
+         "not make up the 4 ranks of this run. To fix: set dp_shard_size: -1, or choose sizes "
+         "whose product is the number of ranks.")),
+        ({EXPERTS: 4, REPLICATE: 2}, (f"{EXPERTS}: 4 does not divide the 2 ranks that hold one "
+         "copy of the model (dp_shard_size 2). To fix: set ep_size to one of 1, 2, or change the "
+         "other sizes.")),
+        ({EXPERTS: 2, MODE: "ddp"}, (f"{EXPERTS}: fsdp_mode: ddp gives each rank all experts, so "
+         "2 ranks cannot split them. To fix: leave ep_size out, or set fsdp_mode: fsdp2.")),
+        ({OUTSIDE: True}, (f"{OUTSIDE}: true has no effect, because ep_size is 1. To fix: leave "
+         "it out, or set ep_size above 1.")),
+        ({ASYNC: True}, (f"{ASYNC}: true has no effect, because ulysses_size is 1. To fix: leave "
+         "it out, or set ulysses_size above 1.")),
+        ({TP: 0}, f"{TP}: 0 is out of range. To fix: use a number at least 1."),
+        ({PP: -1}, f"{PP}: -1 is out of range. To fix: use a number at least 1."),
+        ({ULYSSES: 2, BATCH: 3}, (f"{BATCH}: 3 is not a multiple of micro_batch_size 1 * 2 "
+         "data-parallel ranks. To fix: use a multiple of 2, such as 2.")),
+    ],
+)  # fmt: skip
+def test_axes_that_do_not_fit_four_ranks_are_one_problem(
+    given: dict[str, Any], message: str, fields: list[Field]
+):
+    assert problems(fields, given, world_size=4) == [message]
 
 
 def test_ddp_shards_nothing(fields: list[Field]):
