@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from omnilit.checkpoint.layout import resolve_load_path
+from omnilit.cli.fitting import find_misfits
 from omnilit.cli.imports import IMPORTS, import_given
 from omnilit.cli.launch import Launch, plan_launch
 from omnilit.cli.owners import KEPT, ROOT_MOVED, check_trainer_keys, check_trainer_types
@@ -177,6 +178,7 @@ def make_plan(verb: Verb, command: Command) -> RunPlan:
     found = [*check_paths(view), *check_wandb(view, reading.trainer)]
     problems += [p for p in found if p.key not in wrong]
     wrong |= {problem.key for problem in problems}
+    problems += find_misfits(view, wrong)
     if not wrong & (DEVICE_KEYS | {INIT_DEVICE}):
         problems += check_init_device(view[INIT_DEVICE], trains_on=launch.device_type)
     kernels, more = _kernels(view, launch, wrong)

@@ -13,6 +13,7 @@ from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.compilation import Compilation, compile_blocks
+from omnilit.models.fit import check_fit
 from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
@@ -90,6 +91,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     Raises:
         ConfigError: The model, its kernels or its weights cannot be used as asked.
     """
+    check_fit(request.config, topology.sizes)
     train = request.train
     precision = Precision.of(request.fsdp.mixed_precision, machine)
     model = build_initial(

@@ -1,0 +1,49 @@
+"""A model that its ranks cannot divide is told before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnilit.cli.fitting import find_misfits
+from omnilit.cli.plan import task_fields
+from omnilit.config.view import View
+from omnilit.modules import SFTModule
+from tests.helpers.models import tiny_config
+
+ULYSSES = "train.accelerator.ulysses_size"
+CONFIG = "model.config_path"
+FIELDS = {field.path: field for field in task_fields(SFTModule)}
+
+
+def misfits(given: dict[str, Any], wrong: tuple[str, ...] = ()) -> list[str]:
+    return [str(problem) for problem in find_misfits(View(FIELDS, given), wrong)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    tiny_config("qwen3").save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("path", [CONFIG, "model.model_path"])
+def test_sizes_are_held_against_the_models_numbers(path: str, folder: str):
+    (problem,) = misfits({path: folder, ULYSSES: 3})
+    assert problem.startswith(f"{ULYSSES}: ulysses_size 3 does not divide the 4 attention heads")
+    assert misfits({path: folder, ULYSSES: 2}) == []
+
+
+def test_a_configuration_that_cannot_be_read_is_the_problem(tmp_path: Path):
+    (problem,) = misfits({CONFIG: str(tmp_path), ULYSSES: 2})
+    assert problem.startswith(f"{CONFIG}: the folder {tmp_path} holds no config.json")
+
+
+@pytest.mark.parametrize("wrong", [CONFIG, ULYSSES, "train.accelerator.tp_size"])
+def test_what_has_a_problem_already_is_not_judged(wrong: str, folder: str):
+    assert misfits({CONFIG: folder, ULYSSES: 3}, (wrong,)) == []
+
+
+def test_without_an_axis_that_divides_the_model_nothing_is_read():
+    assert misfits({CONFIG: "/no/such/folder", "train.accelerator.cp_size": 2}) == []
