@@ -34,7 +34,7 @@ VERBS: Final = (
     ("fit", "train a model: omnilit fit FILE.yaml [--train.max_steps 10 ...]"),
     ("validate", "evaluate a model on data.eval_path"),
     ("infer", "chat with a model, or answer one --prompt"),
-    ("env", "versions, devices, and what each kernel lacks on this machine"),
+    ("env", "versions, devices, kernels; the mesh: omnilit env FILE.yaml --world-size N"),
     ("schema", "print a JSON Schema of the YAML, for editors"),
     ("data", "look into a data set: numbers, bad records, samples with --show N"),
     ("report", "write curves, settings and samples of runs as one page: omnilit report RUN_DIR..."),

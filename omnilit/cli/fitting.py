@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from omnilit.config.parallel_rules import SIZES, sizes_of
 from omnilit.config.view import View
@@ -10,8 +11,7 @@ from omnilit.errors import ConfigError, Problem
 from omnilit.models.build import load_model_config
 from omnilit.models.fit import ModelNumbers, divides_model, fit_problems
 
-CODE = "model.trust_remote_code"
-MODEL = ("model.config_path", "model.model_path", CODE)
+MODEL: Final = ("model.config_path", "model.model_path", "model.trust_remote_code")
 
 
 def find_misfits(view: View, wrong: Collection[str]) -> list[Problem]:
@@ -28,9 +28,18 @@ def find_misfits(view: View, wrong: Collection[str]) -> list[Problem]:
     sizes = sizes_of(view)
     if not divides_model(sizes):
         return []
-    config_path, model_path, has_code = (view[path] for path in MODEL)
     try:
-        config = load_model_config(config_path, model_path, trust_remote_code=has_code)
+        return fit_problems(sizes, read_numbers(view))
     except ConfigError as error:
         return list(error.problems)
-    return fit_problems(sizes, ModelNumbers.of(config))
+
+
+def read_numbers(view: View) -> ModelNumbers:
+    """The numbers of the run's model.
+
+    Raises:
+        ConfigError: Its configuration is not named or cannot be read.
+    """
+    config_path, model_path, has_code = (view[path] for path in MODEL)
+    config = load_model_config(config_path, model_path, trust_remote_code=has_code)
+    return ModelNumbers.of(config)

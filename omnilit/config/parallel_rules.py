@@ -11,11 +11,12 @@ from omnilit.errors import Problem
 REPLICATE: Final = f"{ACCELERATOR}.dp_replicate_size"
 SHARD: Final = f"{ACCELERATOR}.dp_shard_size"
 EXPERTS: Final = f"{ACCELERATOR}.ep_size"
+OUTSIDE: Final = f"{ACCELERATOR}.ep_outside"
 ULYSSES: Final = f"{ACCELERATOR}.ulysses_size"
 SIZES: Final = (*(f"{ACCELERATOR}.{name}" for name in (*DATA_SIZES, *SHARING_SIZES)), EXPERTS)
 # Options that say how one axis works, with the size of that axis
 OF_AXIS: Final = (
-    (f"{ACCELERATOR}.ep_outside", EXPERTS),
+    (OUTSIDE, EXPERTS),
     (f"{ACCELERATOR}.enable_async", ULYSSES),
 )
 FSDP: Final = f"{ACCELERATOR}.fsdp_config"
@@ -34,7 +35,8 @@ FSDP2_ONLY: Final = (
 
 def sizes_of(view: View) -> ParallelSizes:
     """The sizes of the parallel axes, not resolved; every field of `SIZES` is there and good."""
-    named = {path.removeprefix(f"{ACCELERATOR}."): view[path] for path in SIZES}
+    paths = (*SIZES, OUTSIDE)
+    named = {path.removeprefix(f"{ACCELERATOR}."): view[path] for path in paths}
     return ParallelSizes(**named, is_ddp=view[MODE] == "ddp")
 
 

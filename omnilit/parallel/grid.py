@@ -136,3 +136,12 @@ def mesh_axes(sizes: ParallelSizes) -> list[MeshAxis]:
             found.append(MeshAxis("sparse", name, (name,), experts, (name,)))
         found += [MeshAxis("sparse", n, (n,), experts, (n,)) for n in ("efsdp", "ep")]
     return found
+
+
+def used_axes(sizes: ParallelSizes) -> list[MeshAxis]:
+    """The axes of more than one rank, and the two that every run has.
+
+    Args:
+        sizes: Resolved.
+    """
+    return [axis for axis in mesh_axes(sizes) if axis.size > 1 or axis.name in ("data", "fsdp")]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from omnilit.config.parallel_sizes import ParallelSizes
-from omnilit.parallel.grid import RankGrid, expert_grid, mesh_axes, token_grid, weight_grid
+from omnilit.parallel.grid import RankGrid, expert_grid, token_grid, used_axes, weight_grid
 
 __all__ = ["ParallelSizes", "Topology"]
 
@@ -121,15 +121,11 @@ class Topology:
         return self.sequence_rank == self.tp_rank == self.pp_rank == 0
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-        """Header and rows of the table that is logged at the start.
-
-        Meshes of one rank are left out, but for the two that every run has.
-        """
+        """Header and rows of the table that is logged at the start."""
         rank = dist.get_rank()
         rows: list[tuple[object, ...]] = [
             (axis.mesh, " x ".join(axis.parts), axis.size, axis.place(rank))
-            for axis in mesh_axes(self.sizes)
-            if axis.size > 1 or axis.name in ("data", "fsdp")
+            for axis in used_axes(self.sizes)
         ]
         return ("mesh", "axes", "ranks", "this rank"), rows
 

@@ -1,4 +1,4 @@
-"""`omnilit env`: what this machine and this installation can run, for people and for reports."""
+"""`omnilit env`: what this machine can run, and how the ranks of a run would share a model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Final
 
 import torch
 
 from omnilit import __version__
-from omnilit.errors import ConfigError
+from omnilit.errors import ConfigError, Problem
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import table_of_backends
 from omnilit.logging import format_table
 from omnilit.plugins import find_plugins
+from omnilit.tools.flags import take_value
 from omnilit.tools.host import best_machine
 
 PACKAGES: Final = (
@@ -39,18 +41,54 @@ PACKAGES: Final = (
 Rows = list[tuple[str, str]]
 
 
+USAGE: Final = """\
+usage: omnilit env
+       omnilit env --config FILE --world-size N [--path.to.field VALUE]
+
+Prints versions, devices and kernels. With a training configuration and a number of ranks it prints
+the mesh that they would make up, which ranks share what, and what does not fit; nothing is started.
+Exits with 2 where something does not fit.
+"""
+WORLD: Final = "world-size"
+
+
 def run(argv: Sequence[str]) -> int:
-    """Print versions, the machine and the kernels; returns the exit code.
+    """Print versions, the machine and the kernels, or a mesh; returns the exit code.
 
     Raises:
-        ConfigError: An argument was given; there is none.
+        ConfigError: Flags are wrong, or the sizes of a mesh do not fit.
     """
     if {"-h", "--help"} & set(argv):
-        sys.stdout.write("usage: omnilit env\n\nPrints versions, devices and kernels.\n")
+        sys.stdout.write(USAGE)
         return 0
     if argv:
-        raise ConfigError(key=argv[0], problem="env takes no arguments", fix="leave it out")
+        return _run_mesh(argv)
     sys.stdout.write(report(best_machine()))
+    return 0
+
+
+def _run_mesh(argv: Sequence[str]) -> int:
+    # these import lightning, which the versions can do without
+    from omnilit.cli.raw import read_command
+    from omnilit.tools.mesh_view import report_mesh
+
+    command = read_command(argv)
+    own = {name: words for name, words in command.flags if name == WORLD}
+    problems: list[Problem] = []
+    world_size = take_value(own, WORLD, int, problems) if own else 0
+    if not problems and world_size < 1:
+        found = f"{world_size} is no number of ranks" if own else "is not given"
+        problems.append(Problem(f"--{WORLD}", found, "give the number of ranks"))
+    if not command.files:
+        problem = "without a configuration env takes no arguments"
+        problems.append(Problem(argv[0], problem, "leave it out, or give --config FILE"))
+    if problems:
+        raise ConfigError.of(problems)
+    flags = tuple(flag for flag in command.flags if flag[0] not in own)
+    found = report_mesh(replace(command, flags=flags), world_size)
+    sys.stdout.write(found.text)
+    if found.problems:
+        raise ConfigError.of(found.problems)
     return 0
 
 

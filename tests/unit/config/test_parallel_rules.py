@@ -13,9 +13,11 @@ from omnilit.config.parallel_rules import (
     FSDP2_ONLY,
     MIXED,
     MODE,
+    OUTSIDE,
     REPLICATE,
     SHARD,
     ULYSSES,
+    sizes_of,
 )
 from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
@@ -24,7 +26,7 @@ from omnilit.parallel.mesh import ParallelSizes
 
 GOOD = {"model.config_path": "m", "data.train_path": "d"}
 TP, PP = f"{ACCELERATOR}.tp_size", f"{ACCELERATOR}.pp_size"
-OUTSIDE, ASYNC = f"{ACCELERATOR}.ep_outside", f"{ACCELERATOR}.enable_async"
+ASYNC = f"{ACCELERATOR}.enable_async"
 BATCH = "train.global_batch_size"
 CP = f"{ACCELERATOR}.cp_size"
 RECOMPUTE = "train.gradient_checkpointing"
@@ -162,6 +164,7 @@ def test_reentrant_recomputation_has_nothing_to_debug(fields: list[Field]):
     [
         (AcceleratorConfig(), 4),
         (AcceleratorConfig(dp_replicate_size=2), 4),
+        (AcceleratorConfig(ep_size=2, ep_outside=True), 4),
         (AcceleratorConfig(fsdp_config=FSDPConfig(fsdp_mode="ddp")), 4),
         (AcceleratorConfig(fsdp_config=FSDPConfig(fsdp_mode="ddp"), dp_shard_size=1), 2),
     ],
@@ -172,9 +175,12 @@ def test_what_the_rules_pass_the_meshes_take(
     given = {
         REPLICATE: config.dp_replicate_size,
         SHARD: config.dp_shard_size,
+        EXPERTS: config.ep_size,
+        OUTSIDE: config.ep_outside,
         MODE: config.fsdp_config.fsdp_mode,
     }
     assert not problems(fields, given, world_size=ranks)
     sizes = ParallelSizes.of(config).resolve(ranks)
     assert sizes.data_size == ranks
+    assert sizes_of(View({field.path: field for field in fields}, given)).resolve(ranks) == sizes
     assert (sizes.dp_shard_size == 1) == (given[MODE] == "ddp")

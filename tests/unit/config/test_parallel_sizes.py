@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnilit.config import AcceleratorConfig, FSDPConfig
@@ -17,6 +17,7 @@ from tests.helpers.sizes import resolved_sizes
 KEY = "train.accelerator"
 
 
+@settings(max_examples=60)
 @given(resolved_sizes())
 def test_sizes_multiply_to_the_ranks_in_every_view(sizes: ParallelSizes):
     world = sizes.world_size
@@ -29,11 +30,13 @@ def test_sizes_multiply_to_the_ranks_in_every_view(sizes: ParallelSizes):
     assert sizes.pp_size * sizes.dp_replicate_size * experts == world
 
 
+@settings(max_examples=60)
 @given(resolved_sizes(), st.sampled_from(["dp_replicate_size", "dp_shard_size"]))
 def test_either_data_size_follows_from_the_others(sizes: ParallelSizes, name: str):
     assert replace(sizes, **{name: -1}).resolve(sizes.world_size) == sizes
 
 
+@settings(max_examples=60)
 @given(resolved_sizes(), st.integers(1, 600))
 def test_other_numbers_of_ranks_are_one_error_with_the_numbers(sizes: ParallelSizes, world: int):
     if world == sizes.world_size:

@@ -42,9 +42,25 @@ def test_report_holds_every_kernel_with_what_it_lacks():
     assert all(" ".join(" ".join(row).split()) in lines for row in rows)
 
 
-def test_arguments_are_refused():
-    with pytest.raises(ConfigError, match="env takes no arguments"):
-        run(["--verbose"])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--verbose"], "--verbose: without a configuration env takes no arguments"),
+        (["--world-size", "8"], "--world-size: without a configuration env takes no arguments"),
+        (["--config", "a.yaml"], "--world-size: is not given. To fix: give the number of ranks."),
+        (["--config", "a.yaml", "--world-size", "0"], "--world-size: 0 is no number of ranks"),
+        (["--config", "a.yaml", "--world-size"], "--world-size: needs one value"),
+    ],
+)
+def test_arguments_that_say_nothing_are_refused(argv: list[str], message: str):
+    with pytest.raises(ConfigError) as caught:
+        run(argv)
+    assert message in str(caught.value)
+
+
+def test_help_names_both_uses(capsys):
+    assert run(["--help"]) == 0
+    assert "omnilit env --config FILE --world-size N" in capsys.readouterr().out
 
 
 def test_env_prints_its_report(capsys):
