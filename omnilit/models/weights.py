@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Collection, Iterator
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.models.build import build_meta
-from omnilit.models.own_weights import read_own_weights
-from omnilit.models.weight_report import KEY, Mismatch, judge, listed, unreadable
+from omnilit.models.stored_weights import read_own_weights, stored_tensors
+from omnilit.models.weight_report import KEY, listed
 from omnilit.parallel.collectives import is_distributed, raise_together
-from omnilit.parallel.materialize import fill, named_tensors
+from omnilit.parallel.materialize import Values, fill, named_tensors
+
+HOST: Final = torch.device("cpu")
 
 
 def initial_tensors(
@@ -140,13 +140,8 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
 
 
 def pretrained_tensors(
-    model_path: str,
-    *,
-    blueprint: PreTrainedModel,
-    seed: int,
-    strict: bool,
-    trust_remote_code: bool = False,
-) -> Iterator[tuple[str, Tensor]]:
+    model_path: str, *, blueprint: PreTrainedModel, seed: int, strict: bool
+) -> Iterator[tuple[str, Values]]:
     """The values in a folder of safetensors, in whatever layout transformers can convert.
 
     Args:
@@ -154,47 +149,32 @@ def pretrained_tensors(
         blueprint: The model on the meta device: its names, shapes and dtype are what is wanted.
         seed: For weights that the files lack, when not `strict`.
         strict: Whether every name must be found and none be left over.
-        trust_remote_code: Whether Python code beside the weights may run.
 
     Yields:
-        Name and full CPU tensor, buffers included, tied parameters once.
+        Name and full values, of which each part is read when it is asked for and before the next
+        name is; buffers included, tied parameters once.
 
     Raises:
         ConfigError: The files cannot be read or, when `strict`, do not match by name and shape.
     """
-    model, info = _load_on_cpu(model_path, blueprint, trust_remote_code=trust_remote_code)
-    wanted, loaded = named_tensors(blueprint), named_tensors(model)
-    mismatched = {name for name, *_ in info["mismatched_keys"]}
-    mismatch = Mismatch(
-        missing=set(info["missing_keys"]) - mismatched,
-        unexpected=info["unexpected_keys"],
-        shapes=info["mismatched_keys"],
-        untied=loaded.keys() - wanted.keys(),
-    )
-    judge(model_path, mismatch, strict=strict)
-    absent = mismatch.absent & wanted.keys()
-    if absent:
-        yield from initial_tensors(blueprint, seed=seed, names=absent)
-    yield from ((name, loaded[name].detach()) for name in wanted if name not in absent)
+    absent: set[str] = set()
+    yield from stored_tensors(model_path, blueprint=blueprint, strict=strict, absent=absent)
+    yield from initial_tensors(blueprint, seed=seed, names=absent)
 
 
-def _load_on_cpu(
-    model_path: str, blueprint: PreTrainedModel, *, trust_remote_code: bool
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    local = Path(model_path).expanduser()
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(local) if local.exists() else model_path,
-            config=copy.deepcopy(blueprint.config),
-            dtype=blueprint.dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise unreadable(model_path, error) from error
-    return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How the values of a model come to its ranks, and where they stay.
+
+    Args:
+        from_rank0: Whether rank 0 alone reads or draws, and sends.
+        max_bytes: What it sends of a tensor at a time; None for all of it.
+        is_offloaded: Whether parameters stay in host memory; buffers are on the device.
+    """
+
+    from_rank0: bool = True
+    max_bytes: int | None = None
+    is_offloaded: bool = False
 
 
 def load_weights(
@@ -206,12 +186,12 @@ def load_weights(
     device: torch.device,
     strict: bool = True,
     trust_remote_code: bool = False,
-    from_rank0: bool = True,
+    delivery: Delivery = Delivery(),
 ) -> None:
     """Give `model` memory and its first values; every rank calls.
 
-    Rank 0 reads or draws one full tensor after the other and every rank keeps its part; or every
-    rank draws them all, or reads its own part of each, and nothing is sent.
+    Rank 0 reads or draws one tensor after the other and every rank keeps its part; or every rank
+    draws them all, or reads its own part of each, and nothing is sent.
 
     Args:
         model: On the meta device, sharded or not, kernels bound or not.
@@ -221,28 +201,29 @@ def load_weights(
         device: This rank's device.
         strict: Refuse files that do not name every parameter exactly once.
         trust_remote_code: Whether Python code beside the weights may run.
-        from_rank0: Whether rank 0 alone reads or draws.
+        delivery: Who reads and sends, and where parameters stay.
 
     Raises:
         ConfigError: The files cannot be read or do not match; on every rank.
     """
     blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
-    materialize(model, device)
+    materialize(model, device, is_offloaded=delivery.is_offloaded)
     names: set[str] | None = None
-    if path is not None and not from_rank0:
+    if path is not None and not delivery.from_rank0:
         names = _read_own_part(model, path, blueprint=blueprint, strict=strict)
         path = None  # what the files lack is drawn
     if path is None:
         tensors = initial_tensors(blueprint, seed=seed, names=names)
     else:
-        tensors = pretrained_tensors(
-            path,
-            blueprint=blueprint,
-            seed=seed,
-            strict=strict,
-            trust_remote_code=trust_remote_code,
-        )
-    fill(model, tensors, device=device, names=names, from_rank0=from_rank0)
+        tensors = pretrained_tensors(path, blueprint=blueprint, seed=seed, strict=strict)
+    fill(
+        model,
+        tensors,
+        device=device,
+        names=names,
+        from_rank0=delivery.from_rank0,
+        max_bytes=delivery.max_bytes,
+    )
 
 
 def _read_own_part(
@@ -265,7 +246,7 @@ def load_buffers(
     *,
     device: torch.device,
     trust_remote_code: bool = False,
-    from_rank0: bool = True,
+    delivery: Delivery = Delivery(),
 ) -> None:
     """Give `model` memory and the buffers that no checkpoint holds; every rank calls.
 
@@ -273,22 +254,35 @@ def load_buffers(
     """
     blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
     names = [name for name, _ in model.named_buffers()]
-    materialize(model, device)
+    materialize(model, device, is_offloaded=delivery.is_offloaded)
     tensors = initial_tensors(blueprint, seed=0, names=names)
-    fill(model, tensors, device=device, names=names, from_rank0=from_rank0)
+    fill(
+        model,
+        tensors,
+        device=device,
+        names=names,
+        from_rank0=delivery.from_rank0,
+        max_bytes=delivery.max_bytes,
+    )
 
 
-def materialize(model: nn.Module, device: torch.device) -> None:
+def materialize(model: nn.Module, device: torch.device, *, is_offloaded: bool = False) -> None:
     """Give every meta tensor of `model`, sharded or not, memory on `device`; values undefined.
 
     What is real already keeps its values and moves to `device`; tied parameters stay tied.
+
+    Args:
+        model: Sharded or not.
+        device: This rank's own.
+        is_offloaded: Parameters go to host memory instead, and only buffers to `device`.
     """
     tied: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), []).append(name)
 
     def place(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+        home = HOST if is_offloaded and isinstance(tensor, nn.Parameter) else device
+        return torch.empty_like(tensor, device=home) if tensor.is_meta else tensor.to(home)
 
     model._apply(place)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as to_empty does
     for first, *others in tied.values():
@@ -314,7 +308,11 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
         if name not in saved:
             continue
         full = tensor.detach()
-        full = full.full_tensor() if isinstance(full, DTensor) else full
+        if isinstance(full, DTensor):
+            # an offloaded one is gathered where the backend works
+            on_device = full.to(full.device_mesh.device_type)
+            assert isinstance(on_device, DTensor)
+            full = on_device.full_tensor()
         if is_first:
             gathered[name] = full.to("cpu", copy=True)
     return gathered

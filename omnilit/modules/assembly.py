@@ -18,7 +18,7 @@ from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
-from omnilit.models.weights import load_buffers, load_weights
+from omnilit.models.weights import Delivery, load_buffers, load_weights
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_model
 from omnilit.parallel.mesh import Topology
@@ -122,14 +122,14 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:
     """Give the shards memory and values; those that a checkpoint brings are left undefined."""
-    from_rank0 = request.train.broadcast_model_weights_from_rank0
+    delivery = Delivery(from_rank0=request.train.broadcast_model_weights_from_rank0)
     if request.is_resume:
         load_buffers(
             model,
             request.config,
             device=topology.device,
             trust_remote_code=request.trust_remote_code,
-            from_rank0=from_rank0,
+            delivery=delivery,
         )
         return
     load_weights(
@@ -140,5 +140,5 @@ def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> 
         device=topology.device,
         strict=request.strict,
         trust_remote_code=request.trust_remote_code,
-        from_rank0=from_rank0,
+        delivery=delivery,
     )

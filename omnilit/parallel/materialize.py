@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -15,6 +18,20 @@ from omnilit.parallel.collectives import is_distributed, raise_together
 
 END, FAILED = -1, -2  # what rank 0 sends in place of a tensor's number
 MAX_LISTED = 8
+Box: TypeAlias = tuple[slice, ...]  # a part of a tensor, a slice with both ends for each dim
+
+
+class Values(Protocol):
+    """The values of one tensor: the tensor itself, or what reads any part of it."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole tensor."""
+        ...
+
+    def __getitem__(self, box: Box, /) -> Tensor:
+        """A part of it, on any device and of any dtype."""
+        ...
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -22,12 +39,21 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def fill_parameter(parameter: Tensor, full: Tensor) -> None:
+def move_unsharded(model: nn.Module, device: torch.device) -> None:
+    """Move all but the sharded parameters, which are offloaded, to `device`."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, DTensor) else tensor.to(device)
+
+    model._apply(move)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as `to` does
+
+
+def fill_parameter(parameter: Tensor, full: Values) -> None:
     """Copy this rank's part of `full` into `parameter`, without communication.
 
     Args:
         parameter: A tensor, or a DTensor with any sharded or replicated placements.
-        full: The whole tensor, on any device and of any dtype.
+        full: The whole tensor.
 
     Raises:
         OmniError: The shapes differ.
@@ -38,7 +64,32 @@ def fill_parameter(parameter: Tensor, full: Tensor) -> None:
         copy_part(parameter, full[part])
 
 
-def own_part(parameter: Tensor) -> tuple[slice, ...] | None:
+def pieces(shape: Sequence[int], max_numel: int | None) -> Iterator[Box]:
+    """Cut a tensor into parts that follow one another in memory.
+
+    Args:
+        shape: Of the whole tensor.
+        max_numel: Elements of the largest part, at least 1; None for any number.
+
+    Yields:
+        Whole rows where one has at most so many elements, else rows of a row, and so on.
+    """
+    whole = tuple(slice(0, size) for size in shape)
+    inner = math.prod(shape)
+    if max_numel is None or inner <= max_numel:
+        yield whole
+        return
+    dim = 0
+    while (inner := inner // shape[dim]) > max_numel:
+        dim += 1
+    step = max_numel // inner
+    for outer in product(*map(range, shape[:dim])):
+        for start in range(0, shape[dim], step):
+            cut = slice(start, min(start + step, shape[dim]))
+            yield (*(slice(index, index + 1) for index in outer), cut, *whole[dim + 1 :])
+
+
+def own_part(parameter: Tensor) -> Box | None:
     """Which part of the whole tensor this rank holds; None for a rank that holds nothing.
 
     Args:
@@ -62,38 +113,40 @@ def copy_part(parameter: Tensor, part: Tensor) -> None:
         part: What `own_part` cuts out of the whole.
     """
     with torch.no_grad():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        local.copy_(part)
+        _local(parameter).copy_(part)
 
 
-def broadcast_from_first(
-    tensor: Tensor | None, *, shape: torch.Size, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Hand rank 0's `tensor` to every rank; the identity in a single process.
+def copy_overlap(parameter: Tensor, piece: Tensor, box: Box) -> None:
+    """Write what this rank holds of a piece of a tensor.
 
     Args:
-        tensor: The values on rank 0; not looked at elsewhere.
-        shape: Its shape, known on every rank.
-        dtype: The type to send it in.
-        device: Where the backend of the process group works.
+        parameter: Not on the meta device.
+        piece: Values, on any device and of any dtype.
+        box: Where in the whole tensor they are.
     """
-    if not is_distributed() or dist.get_rank() == 0:
-        assert tensor is not None, "rank 0 holds the values"
-        buffer = tensor.detach().to(device=device, dtype=dtype).contiguous()
-    else:
-        buffer = torch.empty(shape, dtype=dtype, device=device)
-    if is_distributed() and dist.get_world_size() > 1:
-        dist.broadcast(buffer, src=0)
-    return buffer
+    if (own := own_part(parameter)) is None:
+        return
+    both = [(max(o.start, b.start), min(o.stop, b.stop)) for o, b in zip(own, box, strict=True)]
+    if any(start >= stop for start, stop in both):
+        return
+    to = tuple(slice(a - o.start, z - o.start) for (a, z), o in zip(both, own, strict=True))
+    of = tuple(slice(a - b.start, z - b.start) for (a, z), b in zip(both, box, strict=True))
+    with torch.no_grad():
+        _local(parameter)[to].copy_(piece[of])
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def fill(
     model: nn.Module,
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, Values]],
     *,
     device: torch.device,
     names: Iterable[str] | None = None,
     from_rank0: bool = True,
+    max_bytes: int | None = None,
 ) -> None:
     """Fill tensors of `model`, each exactly once, on all ranks; every rank must call.
 
@@ -105,22 +158,26 @@ def fill(
         names: What must be filled; default: all of `named_tensors`.
         from_rank0: Only rank 0 iterates and sends the values; otherwise every rank iterates, over
             equal values, and keeps its parts without sending anything.
+        max_bytes: What is sent of a tensor at a time, so that no rank but the first needs memory
+            for more beside its own part; None for all of it.
 
     Raises:
         OmniError: A name is unknown, comes twice or is missing, or a shape differs.
     """
     known = named_tensors(model)
-    open_names = list(known if names is None else names)
+    names = list(known if names is None else names)
     if not from_rank0:
-        _fill_alone(known, open_names, tensors)
-    elif is_distributed() and dist.get_rank() != 0:
-        _receive(known, open_names, device)
+        _fill_alone(known, names, tensors)
+        return
+    wire = _Wire(device, max_bytes)
+    if is_distributed() and dist.get_rank() != 0:
+        wire.receive(known, names)
     else:
-        _send(known, open_names, tensors, device)
+        wire.send(known, names, tensors)
 
 
 def _fill_alone(
-    known: dict[str, Tensor], names: list[str], tensors: Iterable[tuple[str, Tensor]]
+    known: dict[str, Tensor], names: list[str], tensors: Iterable[tuple[str, Values]]
 ) -> None:
     error: BaseException | None = None
     try:
@@ -131,26 +188,9 @@ def _fill_alone(
     raise_together(error)
 
 
-def _send(
-    known: dict[str, Tensor],
-    names: list[str],
-    tensors: Iterable[tuple[str, Tensor]],
-    device: torch.device,
-) -> None:
-    try:
-        for index, name, full in _checked(known, names, tensors):
-            _announce(index, device)
-            _fill_one(known[name], full, device)
-    except BaseException as error:  # the others wait for the next tensor: tell them first
-        _announce(FAILED, device)
-        raise_together(error)
-        raise
-    _announce(END, device)
-
-
 def _checked(
-    known: dict[str, Tensor], names: list[str], tensors: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[int, str, Tensor]]:
+    known: dict[str, Tensor], names: list[str], tensors: Iterable[tuple[str, Values]]
+) -> Iterator[tuple[int, str, Values]]:
     waiting = {name: index for index, name in enumerate(names)}
     for name, full in tensors:
         if name not in waiting:
@@ -164,19 +204,77 @@ def _checked(
         raise OmniError(f"{len(waiting)} tensors of the model got no value: {listed}")
 
 
-def _receive(known: dict[str, Tensor], names: list[str], device: torch.device) -> None:
-    while (index := _announce(0, device)) not in (END, FAILED):
-        _fill_one(known[names[index]], None, device)
-    if index == FAILED:
-        raise_together(None)
+class _Wire:
+    """How rank 0 sends: before each piece the number of its tensor, then its values.
 
+    Args:
+        device: Where the backend of the process group works.
+        max_bytes: Size of the largest piece; None for whole tensors.
+    """
 
-def _announce(number: int, device: torch.device) -> int:
-    """Rank 0's `number` on every rank: which tensor comes next, or that none does."""
-    sent = torch.tensor(number, dtype=torch.int64)
-    return int(broadcast_from_first(sent, shape=sent.shape, dtype=sent.dtype, device=device))
+    def __init__(self, device: torch.device, max_bytes: int | None) -> None:
+        self.device = device
+        self.max_bytes = max_bytes
+        self._received = torch.empty(0, dtype=torch.uint8, device=device)
 
+    def send(
+        self, known: dict[str, Tensor], names: list[str], tensors: Iterable[tuple[str, Values]]
+    ) -> None:
+        """Send all values, or that there was an error, and fill this rank's own parts."""
+        try:
+            for index, name, full in _checked(known, names, tensors):
+                parameter = known[name]
+                for box in self._cut(parameter):
+                    piece = full[box].detach()  # an error in reading comes before the number
+                    piece = piece.to(device=self.device, dtype=parameter.dtype).contiguous()
+                    self._announce(index)
+                    self._pass_on(piece)
+                    copy_overlap(parameter, piece, box)
+        except BaseException as error:  # the others wait for the next piece: tell them first
+            self._announce(FAILED)
+            raise_together(error)
+            raise
+        self._announce(END)
 
-def _fill_one(parameter: Tensor, full: Tensor | None, device: torch.device) -> None:
-    shape, dtype = parameter.shape, parameter.dtype
-    fill_parameter(parameter, broadcast_from_first(full, shape=shape, dtype=dtype, device=device))
+    def receive(self, known: dict[str, Tensor], names: list[str]) -> None:
+        """Fill this rank's parts with what rank 0 sends.
+
+        Raises:
+            OmniError: Rank 0 has failed.
+        """
+        current, boxes = END, iter(())
+        while (index := self._announce(0)) not in (END, FAILED):
+            parameter = known[names[index]]
+            if index != current:
+                current, boxes = index, self._cut(parameter)
+            box = next(boxes)
+            piece = self._room([cut.stop - cut.start for cut in box], parameter.dtype)
+            self._pass_on(piece)
+            copy_overlap(parameter, piece, box)
+        if index == FAILED:
+            raise_together(None)
+
+    def _cut(self, parameter: Tensor) -> Iterator[Box]:
+        if self.max_bytes is None:
+            return pieces(parameter.shape, None)
+        return pieces(parameter.shape, max(self.max_bytes // parameter.element_size(), 1))
+
+    def _room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory for a piece, the same for all: the backend lets go of its own only later."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if self._received.numel() < num_bytes:
+            self._received = self._received.new_empty(0)  # not two at a time
+            self._received = self._received.new_empty(num_bytes)
+        return self._received[:num_bytes].view(dtype).view(list(shape))
+
+    def _announce(self, number: int) -> int:
+        """Rank 0's `number` on every rank: whose piece comes next, or that none does."""
+        sent = torch.tensor(number, dtype=torch.int64, device=self.device)
+        self._pass_on(sent)
+        return int(sent)
+
+    @staticmethod
+    def _pass_on(values: Tensor) -> None:
+        """Make rank 0's values those of all; the identity in a single process."""
+        if is_distributed() and dist.get_world_size() > 1:
+            dist.broadcast(values, src=0)

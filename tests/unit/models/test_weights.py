@@ -28,7 +28,7 @@ from omnilit.models.weights import (
     materialize,
     pretrained_tensors,
 )
-from omnilit.parallel.materialize import named_tensors
+from omnilit.parallel.materialize import named_tensors, pieces
 
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
@@ -171,9 +171,9 @@ def saved(tmp_path):
 
 
 def read(folder, *, strict=True, family="llama"):
-    return dict(
-        pretrained_tensors(str(folder), blueprint=blueprint_of(family), seed=3, strict=strict)
-    )
+    blueprint = blueprint_of(family)
+    tensors = pretrained_tensors(str(folder), blueprint=blueprint, seed=3, strict=strict)
+    return {name: values[next(pieces(values.shape, None))] for name, values in tensors}
 
 
 def test_a_file_without_a_weight_is_refused_by_its_name(saved):
@@ -249,6 +249,14 @@ def test_materialize_keeps_what_is_real_and_what_is_tied():
     assert model["b"].weight is model["a"].weight
     assert torch.equal(model["real"].weight, before)
     assert not any(p.is_meta for p in model.parameters())
+
+
+def test_offloaded_parameters_get_host_memory_and_buffers_that_of_the_device():
+    model, device = blueprint_of("qwen3"), torch.device("meta")
+    materialize(model, device, is_offloaded=True)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "deepseek_v3"])

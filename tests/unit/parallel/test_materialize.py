@@ -7,7 +7,14 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from omnilit.errors import OmniError
-from omnilit.parallel.materialize import fill, fill_parameter, named_tensors
+from omnilit.parallel.materialize import (
+    copy_overlap,
+    fill,
+    fill_parameter,
+    move_unsharded,
+    named_tensors,
+    pieces,
+)
 
 CPU = torch.device("cpu")
 
@@ -53,12 +60,52 @@ def test_another_shape_is_refused():
         fill_parameter(torch.zeros(2), torch.zeros(3))
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (5, 4), (3, 4, 5), (2, 0, 3), (0,)])
+@pytest.mark.parametrize("max_numel", [1, 3, 8, 20, 1000, None])
+def test_pieces_cover_a_tensor_once_and_are_as_large_as_allowed(shape, max_numel):
+    counts, found = torch.zeros(shape, dtype=torch.int64), list(pieces(shape, max_numel))
+    for box in found:
+        counts[box] += 1
+        assert max_numel is None or counts[box].numel() <= max_numel
+        assert counts[box].is_contiguous()
+    assert (counts == 1).all()
+    rows = shape[0] if shape else 1
+    if max_numel is None or counts.numel() <= max_numel:
+        assert len(found) == 1
+    elif counts[0].numel() <= max_numel:
+        assert len(found) == -(-rows // (max_numel // counts[0].numel()))
+
+
+@pytest.mark.parametrize("max_bytes", [1, 8, 24, 10**6])
+def test_values_sent_in_pieces_are_the_values(max_bytes):
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    wanted = {name: torch.rand(t.shape).to(t.dtype) for name, t in named_tensors(model).items()}
+    fill(model, wanted.items(), device=CPU, max_bytes=max_bytes)
+    assert all(torch.equal(t, wanted[name]) for name, t in named_tensors(model).items())
+
+
+def test_what_is_offloaded_stays_while_the_rest_moves():
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        mesh = init_device_mesh("cpu", (2,))
+        for name in ("weight", "bias"):
+            whole = getattr(model[0], name).detach()
+            setattr(model[0], name, nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)])))
+        move_unsharded(model, torch.device("meta"))
+        kinds = {name: tensor.device.type for name, tensor in named_tensors(model).items()}
+    finally:
+        dist.destroy_process_group()
+    assert {name for name, kind in kinds.items() if kind == "cpu"} == {"0.weight", "0.bias"}
+
+
 @pytest.mark.parametrize("rank", [0, 2, 5])
 @pytest.mark.parametrize(
     "placements",
     [(Shard(0), Replicate()), (Replicate(), Shard(1)), (Shard(1), Shard(0)), (Shard(0), Shard(0))],
 )
-def test_a_rank_takes_its_part_under_any_placement(rank, placements):
+@pytest.mark.parametrize("max_numel", [3, 14, None])
+def test_a_rank_takes_its_part_under_any_placement_whole_or_in_pieces(rank, placements, max_numel):
     dist.init_process_group("fake", rank=rank, world_size=6, store=FakeStore())
     try:
         mesh = init_device_mesh("cpu", (2, 3), mesh_dim_names=("a", "b"))
@@ -71,6 +118,10 @@ def test_a_rank_takes_its_part_under_any_placement(rank, placements):
                 parts = list(expected.chunk(size, axis.dim))
                 empty = expected.narrow(axis.dim, 0, 0)
                 expected = parts[place] if place < len(parts) else empty
+        assert torch.equal(sharded.to_local(), expected)
+        sharded.to_local().zero_()
+        for box in pieces(full.shape, max_numel):
+            copy_overlap(sharded, full[box], box)
         assert torch.equal(sharded.to_local(), expected)
     finally:
         dist.destroy_process_group()

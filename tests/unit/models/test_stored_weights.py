@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import Chunk, WeightConverter
 
 from omnilit.errors import ConfigError
-from omnilit.models import own_weights
+from omnilit.models import stored_weights
 from omnilit.models.build import build_meta
-from omnilit.models.own_weights import read_own_weights
-from omnilit.models.weights import initial_tensors, load_weights, materialize
+from omnilit.models.stored_weights import read_own_weights
+from omnilit.models.weights import Delivery, initial_tensors, load_weights, materialize
 from omnilit.parallel.materialize import named_tensors
 from tests.helpers.models import tiny, tiny_config
 
@@ -29,7 +30,7 @@ def load(folder, family="qwen3", *, from_rank0=False, strict=True) -> dict[str, 
         seed=1,
         device=CPU,
         strict=strict,
-        from_rank0=from_rank0,
+        delivery=Delivery(from_rank0=from_rank0),
     )
     return named_tensors(model)
 
@@ -47,9 +48,11 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_is_what_rank_0_would_have_sent(family, tmp_path):
+@pytest.mark.parametrize("from_rank0", [True, False])
+def test_every_tensor_is_what_transformers_reads(family, from_rank0, tmp_path):
     tiny(family).save_pretrained(tmp_path, max_shard_size="100KB")
-    found, expected = load(tmp_path, family), load(tmp_path, family, from_rank0=True)
+    found = load(tmp_path, family, from_rank0=from_rank0)
+    expected = named_tensors(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -70,7 +73,7 @@ def test_a_head_that_stands_in_for_the_embedding_it_is_tied_to_is_taken(tmp_path
 def test_a_conversion_that_splits_is_made_whole_and_cut_afterwards(saved, monkeypatch):
     names = [f"mlp.{part}_proj.weight" for part in ("gate", "up")]
     converter = WeightConverter("mlp.gate_up.weight", names, [Chunk(dim=0)])
-    monkeypatch.setattr(own_weights, "get_model_conversion_mapping", lambda _: [converter])
+    monkeypatch.setattr(stored_weights, "get_model_conversion_mapping", lambda _: [converter])
     expected = load_file(saved / "model.safetensors")
 
     def fuse(tensors):

@@ -1,9 +1,9 @@
-"""Weights that each rank reads for itself: of every file only the bytes of its own shards."""
+"""Weights as files hold them: any part of a tensor of the model, read and converted alone."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -32,9 +32,11 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from omnilit.logging import get_logger
 from omnilit.models.weight_report import Mismatch, judge, unreadable
-from omnilit.parallel.materialize import copy_part, named_tensors, own_part
+from omnilit.parallel.materialize import Box, copy_part, named_tensors, own_part, pieces
 
 MIB: Final = 2**20
+NUM_COMPARED: Final = 2**22  # elements of two files' tensors that are compared at a time
+READING: Final = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 log = get_logger(__name__)
 
 
@@ -103,16 +105,86 @@ class Recipe:
 
 @dataclass(slots=True)
 class Files:
-    """The tensors of a folder of safetensors, open, with a count of what was read of them."""
+    """The tensors of a folder of safetensors, open, with a count of what was read of them.
 
+    Args:
+        path: Where they are.
+        tensors: By name.
+        read_bytes: Of the tensors, so far.
+        converted: What the last conversion made, by a key that says of what.
+    """
+
+    path: str
     tensors: dict[str, StoredTensor]
     read_bytes: int = 0
+    converted: tuple[object, dict[str, Tensor]] = (None, {})
 
     def read(self, name: str, part: Any = ..., dtype: torch.dtype | None = None) -> Tensor:
         """A part of one tensor."""
         tensor = self.tensors[name][part or ...]  # a scalar has no slices
         self.read_bytes += tensor.numel() * tensor.element_size()
         return tensor.to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredValues:
+    """One tensor of the model, of which any part can be read alone, with as little else as can be.
+
+    Args:
+        name: In the model.
+        recipe: What makes it.
+        files: Open.
+        blueprint: The model on the meta device.
+        dtype: In which conversions compute.
+    """
+
+    name: str
+    recipe: Recipe
+    files: Files
+    blueprint: PreTrainedModel
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole tensor."""
+        return self.recipe.shapes[self.name]
+
+    def __getitem__(self, box: Box) -> Tensor:
+        """Read a part.
+
+        Raises:
+            ConfigError: It cannot be read or converted.
+        """
+        try:
+            return self._read(box)
+        except READING as error:
+            raise unreadable(self.files.path, error) from error
+
+    def _read(self, box: Box) -> Tensor:
+        recipe = self.recipe
+        if isinstance(recipe.transform, WeightRenaming):
+            ((source, *_), *_) = recipe.sources.values()
+            return self.files.read(source, box)
+        if not recipe.keeps_rows():
+            return self._convert(slice(None))[self.name][box]
+        rows, *others = box
+        return self._convert(rows)[self.name][(slice(None), *others)]
+
+    def _convert(self, rows: slice) -> dict[str, Tensor]:
+        """What the recipe makes of so many tensors of each pattern.
+
+        Kept until another is asked for: a conversion may make several tensors, and a tensor may
+        be read in several pieces.
+        """
+        key = (self.recipe.first, rows.start, rows.stop)
+        if self.files.converted[0] != key:
+            self.files.converted = (None, {})  # not two at a time
+            tensors = {
+                pattern: [self.files.read(name, dtype=self.dtype) for name in names[rows]]
+                for pattern, names in self.recipe.sources.items()
+            }
+            self.files.converted = (key, self.recipe.make(tensors, self.blueprint))
+        return self.files.converted[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +215,98 @@ def read_own_weights(
     Raises:
         ConfigError: The files cannot be read or, when `strict`, do not match by name and shape.
     """
+    own = named_tensors(model)
     try:
         paths = weight_files(model_path)
         with ExitStack() as stack:
-            files = _open(paths, stack)
-            recipes, unexpected = plan_recipes(blueprint, files.tensors)
-            makers = {name: recipe for recipe in recipes for name in recipe.shapes}
-            mismatch, twins = compare(blueprint, makers, unexpected)
-            judge(model_path, mismatch, strict=strict)
-            untied = _fill_from(model, blueprint, files, makers, twins, mismatch.absent)
+            files = _open(model_path, paths, stack)
+            found, absent = _match(files, blueprint, strict=strict)
+            untied: list[str] = []
+            for name, twins in found.items():
+                untied += _fill_own(own[name], twins)
             judge(model_path, Mismatch(untied=untied), strict=strict)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except READING as error:
         raise unreadable(model_path, error) from error
     whole = sum(Path(path).stat().st_size for path in paths)
     log.info("weights: this rank read %.1f of %.1f MiB", files.read_bytes / MIB, whole / MIB)
-    absent = named_tensors(blueprint).keys() - (twins.keys() - mismatch.absent)
     return OwnRead(absent, files.read_bytes)
+
+
+def stored_tensors(
+    model_path: str, *, blueprint: PreTrainedModel, strict: bool, absent: set[str]
+) -> Iterator[tuple[str, StoredValues]]:
+    """All tensors that the files hold, of which no more is read than is asked for.
+
+    Args:
+        model_path: A folder or a hub name.
+        blueprint: The model on the meta device: its names, shapes and dtype are what is wanted.
+        strict: Whether every name must be found and none be left over.
+        absent: Gets the names of tensors that have no value here, such as buffers.
+
+    Yields:
+        Name and values, which can be read until the next ones are asked for.
+
+    Raises:
+        ConfigError: The files cannot be read or, when `strict`, do not match by name and shape.
+    """
+    with ExitStack() as stack:
+        try:
+            files = _open(model_path, weight_files(model_path), stack)
+            found, without = _match(files, blueprint, strict=strict)
+        except READING as error:
+            raise unreadable(model_path, error) from error
+        absent |= without
+        untied = [
+            twin.name
+            for first, *others in found.values()
+            for twin in others
+            if not _is_equal(first, twin)
+        ]
+        judge(model_path, Mismatch(untied=untied), strict=strict)
+        yield from ((name, first) for name, (first, *_) in found.items())
+
+
+def _match(
+    files: Files, blueprint: PreTrainedModel, *, strict: bool
+) -> tuple[dict[str, list[StoredValues]], set[str]]:
+    """What the files hold for each tensor of the model, more than once where it is tied.
+
+    Returns:
+        That, and the names that have no value.
+    """
+    recipes, unexpected = plan_recipes(blueprint, files.tensors)
+    makers = {name: recipe for recipe in recipes for name in recipe.shapes}
+    mismatch, twins = compare(blueprint, makers, unexpected)
+    judge(files.path, mismatch, strict=strict)
+    wanted = named_tensors(blueprint)
+    found = {
+        name: [StoredValues(n, makers[n], files, blueprint, wanted[name].dtype) for n in held]
+        for name, held in twins.items()
+        if name not in mismatch.absent
+    }
+    return found, wanted.keys() - found.keys()
+
+
+def _fill_own(parameter: Tensor, twins: Sequence[StoredValues]) -> list[str]:
+    """Fill this rank's part of a tensor; returns ties that the files contradict."""
+    part = own_part(parameter)
+    if part is None:  # all of it belongs to other ranks
+        return []
+    first, *others = twins
+    copy_part(parameter, first[part])
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return [
+        twin.name
+        for twin in others
+        if not torch.equal(local, twin[part].to(parameter.device, parameter.dtype))
+    ]
+
+
+def _is_equal(one: StoredValues, other: StoredValues) -> bool:
+    return all(
+        torch.equal(one[box].to(one.dtype), other[box].to(one.dtype))
+        for box in pieces(one.shape, NUM_COMPARED)
+    )
 
 
 def weight_files(model_path: str) -> list[str]:
@@ -177,8 +325,8 @@ def weight_files(model_path: str) -> list[str]:
     raise FileNotFoundError(f"there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}")
 
 
-def _open(paths: list[str], stack: ExitStack) -> Files:
-    files = Files({})
+def _open(model_path: str, paths: list[str], stack: ExitStack) -> Files:
+    files = Files(model_path, {})
     for path in paths:
         opened = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
         files.tensors.update((name, opened.get_slice(name)) for name in opened.keys())  # noqa: SIM118
@@ -259,62 +407,3 @@ def compare(
     ]
     mismatch = Mismatch(info.missing_keys, info.unexpected_keys, shapes)
     return mismatch, dict(twins)
-
-
-def _fill_from(
-    model: PreTrainedModel,
-    blueprint: PreTrainedModel,
-    files: Files,
-    makers: Mapping[str, Recipe],
-    twins: Mapping[str, list[str]],
-    absent: set[str],
-) -> list[str]:
-    """Fill every tensor, each recipe made once; returns ties that the files contradict."""
-    own = named_tensors(model)
-    owners = {name: owner for owner, held in twins.items() for name in held if owner not in absent}
-    filled: set[str] = set()
-    untied: list[str] = []
-    recipes = {recipe.first: recipe for recipe in makers.values()}
-    for recipe in recipes.values():
-        parameters = {name: own[owners[name]] for name in recipe.shapes if name in owners}
-        for name, part in _own_parts(recipe, parameters, files, blueprint):
-            parameter, owner = parameters[name], owners[name]
-            if owner not in filled:
-                copy_part(parameter, part)
-                filled.add(owner)
-            elif not torch.equal(_local(parameter), part.to(parameter.device, parameter.dtype)):
-                untied += [twin for twin in twins[owner] if twin != owner]
-    return untied
-
-
-def _own_parts(
-    recipe: Recipe,
-    parameters: Mapping[str, Tensor],
-    files: Files,
-    blueprint: PreTrainedModel,
-) -> Iterator[tuple[str, Tensor]]:
-    """Name and this rank's part of each of `parameters`, read and converted as little as can be."""
-    every = {name: own_part(parameter) for name, parameter in parameters.items()}
-    parts = {name: part for name, part in every.items() if part is not None}
-    if not parts:  # all of it belongs to other ranks, or its shape is another
-        return
-    if isinstance(recipe.transform, WeightRenaming):
-        ((source, *_), *_) = recipe.sources.values()
-        yield recipe.first, files.read(source, parts[recipe.first])
-        return
-    rows = slice(None)
-    if recipe.keeps_rows():
-        rows, *others = parts[recipe.first]
-        parts = {recipe.first: (slice(None), *others)}
-    dtype = parameters[next(iter(parts))].dtype
-    tensors = {
-        pattern: [files.read(name, dtype=dtype) for name in names[rows]]
-        for pattern, names in recipe.sources.items()
-    }
-    made = recipe.make(tensors, blueprint)
-    for name, part in parts.items():
-        yield name, made[name][part]
-
-
-def _local(parameter: Tensor) -> Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
