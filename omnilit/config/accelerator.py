@@ -40,9 +40,12 @@ class FSDPConfig:
         reshard_after_backward: Free gathered parameters after the backward of each micro-batch;
             false keeps them until the last one of the step.
         forward_prefetch: Ask for the next block's parameters before one block computes.
-        offload: Keep parameters, gradients and moments in host memory.
+        offload: Keep parameters, gradients and moments in host memory, where the optimizer then
+            works too; a block is copied to the device when it computes.
         max_load_broadcast_size: Largest tensor, in GB, that rank 0 sends whole while weights are
             loaded; larger ones go in chunks.
+        sync_each_micro_batch: Reduce gradients over ranks after every micro-batch of a step, not
+            only after the last: less memory, more communication.
         mixed_precision: Which dtype is used where.
     """
 
@@ -52,6 +55,7 @@ class FSDPConfig:
     forward_prefetch: bool = True
     offload: bool = False
     max_load_broadcast_size: float = 20.0
+    sync_each_micro_batch: bool = False
     mixed_precision: MixedPrecisionConfig = field(default_factory=MixedPrecisionConfig)
 
 

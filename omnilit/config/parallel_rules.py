@@ -23,11 +23,16 @@ FSDP: Final = f"{ACCELERATOR}.fsdp_config"
 MODE: Final = f"{FSDP}.fsdp_mode"
 MIXED: Final = f"{FSDP}.mixed_precision"
 RECOMPUTE: Final = "train.gradient_checkpointing"
+FROM_RANK0: Final = "train.broadcast_model_weights_from_rank0"
+CHUNK: Final = f"{FSDP}.max_load_broadcast_size"
+MOVED: Final = f"{ACCELERATOR}.offload_config.enable_activation"
+KEPT: Final = f"{ACCELERATOR}.offload_config.activation_gpu_limit"
 # What only ranks that share a model's parameters can do
 FSDP2_ONLY: Final = (
     f"{FSDP}.reshard_after_forward",
     f"{FSDP}.reshard_after_backward",
     f"{FSDP}.forward_prefetch",
+    f"{FSDP}.sync_each_micro_batch",
     f"{MIXED}.output_dtype",
     f"{MIXED}.cast_forward_inputs",
 )
@@ -94,3 +99,19 @@ def debugging_is_not_reentrant(view: View) -> list[Problem]:
             "set enable_reentrant: false, or leave debug out",
         )
     ]
+
+
+def chunks_are_sent(view: View) -> list[Problem]:
+    """A problem where the size of what rank 0 sends is given, and it sends nothing."""
+    if view[FROM_RANK0] or not view.is_changed(CHUNK):
+        return []
+    problem = f"{view[CHUNK]} has no effect, because {FROM_RANK0}: false sends no tensor"
+    return [Problem(CHUNK, problem, "leave it out, or let rank 0 send the weights")]
+
+
+def activations_have_a_limit(view: View) -> list[Problem]:
+    """A problem where activations may stay on the device up to a limit, and all of them stay."""
+    if view[MOVED] or not view.is_changed(KEPT):
+        return []
+    problem = f"{view[KEPT]} has no effect, because enable_activation: false moves no activation"
+    return [Problem(KEPT, problem, "leave it out, or set enable_activation: true")]

@@ -86,6 +86,8 @@ RANGES: Final[Mapping[str, Range]] = {
     "train.accelerator.dp_replicate_size": Range(1, also=-1),
     "train.accelerator.dp_shard_size": Range(1, also=-1),
     **{f"train.accelerator.{axis}_size": COUNT for axis in ("tp", "ep", "pp", "ulysses", "cp")},
+    "train.accelerator.fsdp_config.max_load_broadcast_size": POSITIVE,
+    "train.accelerator.offload_config.activation_gpu_limit": NOT_NEGATIVE,
     "train.accelerator.timeout_s": POSITIVE,
     "train.checkpoint.save_steps": NOT_NEGATIVE,
     "train.checkpoint.save_epochs": NOT_NEGATIVE,

@@ -105,6 +105,8 @@ def _parallel_rules() -> list[Rule]:
             for field in parallel_rules.FSDP2_ONLY
         ),
         Rule(options, parallel_rules.debugging_is_not_reentrant),
+        Rule((parallel_rules.FROM_RANK0, parallel_rules.CHUNK), parallel_rules.chunks_are_sent),
+        Rule((parallel_rules.MOVED, parallel_rules.KEPT), parallel_rules.activations_have_a_limit),
     ]
 
 

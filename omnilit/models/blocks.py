@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -18,3 +22,37 @@ def decoder_blocks(model: nn.Module) -> list[nn.Module]:
             blocks.append(module)
             inside.update(module.modules())
     return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class ShardingUnits:
+    """What is gathered one at a time, in forward order.
+
+    Args:
+        modules: The embedding and the head, where they share nothing, around the decoder blocks.
+        last: The head among them, whose backward begins right behind its forward.
+    """
+
+    modules: list[nn.Module]
+    last: nn.Module | None
+
+
+def sharding_units(model: PreTrainedModel) -> ShardingUnits:
+    """The parts of a model that hold its parameters gathered only while they compute.
+
+    A tied embedding stays with the root: what the first and the last layer both need is gathered
+    from one to the other in any case.
+    """
+    every = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
+    users = Counter(map(id, every))  # a tied one comes as often as it has names
+    before = _alone(model.get_input_embeddings(), nn.Embedding, users)
+    behind = _alone(model.get_output_embeddings(), nn.Linear, users)
+    modules = [*before, *decoder_blocks(model), *behind]
+    return ShardingUnits(modules, behind[0] if behind else None)
+
+
+def _alone(module: nn.Module | None, kind: type[nn.Module], users: Counter[int]) -> list[nn.Module]:
+    """The module where it is such a layer and no other uses its parameters, else none."""
+    if not isinstance(module, kind):
+        return []
+    return [module] if all(users[id(p)] == 1 for p in module.parameters()) else []

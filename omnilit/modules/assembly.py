@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from omnilit.config import FSDPConfig, OpsImplementationConfig, TrainingArguments
+from omnilit.config import (
+    FSDPConfig,
+    OffloadConfig,
+    OpsImplementationConfig,
+    TrainingArguments,
+)
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
-from omnilit.models.blocks import decoder_blocks
+from omnilit.models.blocks import decoder_blocks, sharding_units
 from omnilit.models.compilation import Compilation, compile_blocks
 from omnilit.models.fit import check_fit
 from omnilit.models.flops import ModelFlops, count_flops
@@ -22,9 +28,11 @@ from omnilit.models.weights import Delivery, load_buffers, load_weights
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_model
 from omnilit.parallel.mesh import Topology
+from omnilit.parallel.offload import ActivationOffload
 from omnilit.types import MicroBatch
 
 log = get_logger(__name__)
+GIB: Final = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,7 @@ class ModelRequest:
         given: Fields of `ops` that were given.
         train: The `train` group: seed and recomputation.
         fsdp: Precision and sharding, from the strategy; that it is DDP stands in the mesh.
+        offload: Whether activations leave the device between forward and backward.
         is_resume: A checkpoint will bring the weights.
     """
 
@@ -51,6 +60,7 @@ class ModelRequest:
     given: frozenset[str]
     train: TrainingArguments
     fsdp: FSDPConfig
+    offload: OffloadConfig
     is_resume: bool
 
 
@@ -64,6 +74,7 @@ class AssembledModel:
     precision: Precision
     flops: ModelFlops | None
     compilation: Compilation | None = None
+    activations: ActivationOffload | None = None
 
     def verify_step(self) -> None:
         """Check after a step that what was bound was called, and say once what was compiled.
@@ -75,10 +86,15 @@ class AssembledModel:
         self.binding.verify_called()
         if self.compilation is not None:
             self.compilation.report()
+        if self.activations is not None:
+            self.activations.report()
 
     def forward(self, batch: MicroBatch) -> ForwardOutput:
         """Losses of the supervised tokens, and the router's balance loss where there is one."""
-        return self.binding.head.forward(self.model, batch)
+        if self.activations is None:
+            return self.binding.head.forward(self.model, batch)
+        with self.activations.saving():
+            return self.binding.head.forward(self.model, batch)
 
 
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
@@ -107,22 +123,41 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
+    units = sharding_units(model)
     shard_model(
         model,
-        units=blocks,
+        units=units.modules,
+        last=units.last,
         mesh=topology.fsdp,
         policy=precision.policy,
         reshard_after_forward=request.fsdp.reshard_after_forward,
         forward_prefetch=request.fsdp.forward_prefetch,
+        offload=request.fsdp.offload,
     )
     _fill(model, request, topology)
     log.info("precision: %s", precision)
-    return AssembledModel(model, kernels, binding, precision, flops, compilation)
+    activations = _offload_activations(model, request.offload, topology)
+    return AssembledModel(model, kernels, binding, precision, flops, compilation, activations)
+
+
+def _offload_activations(
+    model: PreTrainedModel, config: OffloadConfig, topology: Topology
+) -> ActivationOffload | None:
+    if not config.enable_activation:
+        return None
+    limit = int(config.activation_gpu_limit * GIB)
+    if topology.device.type == "cpu":
+        log.info("activations: a CPU's leave for other memory of the same kind; none is saved")
+    return ActivationOffload.of(model, limit=limit, device=topology.device)
 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:
     """Give the shards memory and values; those that a checkpoint brings are left undefined."""
-    delivery = Delivery(from_rank0=request.train.broadcast_model_weights_from_rank0)
+    delivery = Delivery(
+        from_rank0=request.train.broadcast_model_weights_from_rank0,
+        max_bytes=int(request.fsdp.max_load_broadcast_size * GIB),
+        is_offloaded=request.fsdp.offload,
+    )
     if request.is_resume:
         load_buffers(
             model,

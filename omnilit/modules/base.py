@@ -224,6 +224,7 @@ class OmniModule(LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return  # Lightning calls again before each fit and validate
+        accelerator = self._accelerator_config()
         request = ModelRequest(
             config=self.model_config,
             weights_path=self.model_path,
@@ -232,7 +233,8 @@ class OmniModule(LightningModule):
             ops=self.ops_implementation,
             given=self.given_kernels,
             train=self.train_arguments,
-            fsdp=self._accelerator_config().fsdp_config,
+            fsdp=accelerator.fsdp_config,
+            offload=accelerator.offload_config,
             is_resume=self.trainer.ckpt_path is not None,
         )
         topology = self.topology

@@ -14,7 +14,13 @@ from typing import cast
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 
 def shard_model(
@@ -25,6 +31,8 @@ def shard_model(
     policy: MixedPrecisionPolicy,
     reshard_after_forward: bool,
     forward_prefetch: bool = False,
+    last: nn.Module | None = None,
+    offload: bool = False,
 ) -> None:
     """Shard `model` in place, each of `units` on its own, the rest with the root.
 
@@ -33,23 +41,41 @@ def shard_model(
 
     Args:
         model: On the meta device or real; kernels are bound already.
-        units: Modules gathered one at a time, usually the decoder blocks.
+        units: Modules gathered one at a time, usually the decoder blocks and what stands before
+            and behind them. One that is an embedding is not gathered for backward, which needs
+            no more than the tokens.
         mesh: One axis to shard over, or (replicate, shard).
         policy: Dtypes of compute, of the gradients' reduction and of the model's outputs.
         reshard_after_forward: Free a unit's full parameters between forward and backward.
         forward_prefetch: Ask for a unit's parameters before its predecessor computes. In the
             backward pass FSDP2 always asks for the next ones ahead.
+        last: The unit whose backward begins right behind its forward, so that it stays gathered.
+        offload: Keep parameters, gradients and with them the moments in host memory; a unit is
+            copied to the device when it is gathered.
     """
     units = list(units)
+    # Pinned memory is what an accelerator copies from while it computes; without one there is none
+    is_pinned = mesh.device_type != "cpu"
+    storage = CPUOffloadPolicy(pin_memory=is_pinned) if offload else OffloadPolicy()
     # cast where the whole model ends: inside, the next unit's matrices want the computing dtype
     inner = replace(policy, output_dtype=None)
     for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard_after_forward)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(
+            unit,
+            mesh=mesh,
+            mp_policy=inner,
+            offload_policy=storage,
+            reshard_after_forward=reshard_after_forward and unit is not last,
+        )
+    fully_shard(
+        model, mesh=mesh, mp_policy=policy, offload_policy=storage, reshard_after_forward=False
+    )
     for module in fsdp_modules(model):
         if mesh.size() > 1:  # one rank has nothing to divide by, and would divide by 1.0 in earnest
             module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+        if isinstance(module, nn.Embedding):
+            module.set_unshard_in_backward(False)
     if forward_prefetch:
         _prefetch(model, units)
 
@@ -72,16 +98,25 @@ def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def set_gradient_sync(model: nn.Module, *, is_on: bool, keeps_gathered: bool = False) -> None:
+def set_gradient_sync(model: nn.Module, *, is_on: bool) -> None:
     """Reduce gradients over ranks in the coming backward passes, or only add them up locally.
 
     Args:
         model: May hold several sharded models.
-        is_on: False before all but the last backward pass of an optimizer step.
-        keeps_gathered: While it is off, leave parameters gathered from one pass to the next.
+        is_on: False before all but the last backward pass of an optimizer step. On for each of
+            them, a rank adds up its own part of the gradients and never holds them whole.
     """
     for module in fsdp_modules(model):
         module.set_requires_gradient_sync(is_on, recurse=False)
         module.set_is_last_backward(is_on)
-        if keeps_gathered:
-            module.set_reshard_after_backward(is_on, recurse=False)
+
+
+def set_resharding(model: nn.Module, *, is_on: bool) -> None:
+    """Free gathered parameters behind the coming backward passes, or leave them gathered.
+
+    Args:
+        model: May hold several sharded models.
+        is_on: False keeps them for the forward pass of the step's next micro-batch.
+    """
+    for module in fsdp_modules(model):
+        module.set_reshard_after_backward(is_on, recurse=False)

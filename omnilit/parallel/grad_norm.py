@@ -71,10 +71,13 @@ def _squares(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _sum_over(total: Tensor, mesh: DeviceMesh | None) -> Tensor:
-    for dim in range(mesh.ndim if mesh is not None else 0):
-        assert mesh is not None
-        dist.all_reduce(total, group=mesh.get_group(dim))
-    return total
+    if mesh is None:
+        return total
+    # Gradients that are kept in host memory are summed by the backend of the device all the same
+    shared = total.to(mesh.device_type)
+    for dim in range(mesh.ndim):
+        dist.all_reduce(shared, group=mesh.get_group(dim))
+    return shared.to(total.device)
 
 
 def _norm(values: Tensor) -> Tensor:

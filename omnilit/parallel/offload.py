@@ -4,7 +4,7 @@ What autograd saves is seen through its hooks. What is moved is memory, not tens
 block of it, such as the parts of a fused projection, travel once and come back with their layout.
 
 Known from torch's `save_on_cpu`, torchtune's and TRL's `OffloadActivations` (copies on streams of
-their own, small tensors stay), and ZeRO-Infinity, arXiv 2104.07857, section 5.1.2.
+their own, small tensors stay) and from ZeRO-Infinity, arXiv 2104.07857.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Block:
         """
         if self.source is not None and _version(self.source) != self.version:
             raise TrainingError(
-                problem="an activation that backward needs was changed in place after it was saved",
+                problem="what backward reads was changed in place after it was saved",
                 fix="correct the model's code: without enable_activation it fails too",
             )
 
@@ -111,9 +111,9 @@ class Saved:
 class ActivationOffload:
     """Moves what autograd saves in `saving` to host memory, and brings it back in backward.
 
-    Memory of parameters stays, and so do small blocks. When backward asks for the first block of
-    a unit, the unit's others and those of the unit before are sent on their way too: they arrive
-    while this one computes.
+    Memory of parameters stays, and so do small blocks and those of another device. When backward
+    asks for the first block of a unit, the unit's others and those of the unit before are sent on
+    their way too: they arrive while this one computes.
 
     Args:
         copies: How bytes get from one memory to the other.
@@ -189,7 +189,8 @@ class ActivationOffload:
         if type(tensor) is not Tensor:  # a parameter; or a wrapper, whose memory is another's
             return tensor
         storage = tensor.untyped_storage()
-        if storage.nbytes() < MIN_BYTES or self._is_parameter(storage):
+        is_elsewhere = storage.device.type != self._copies.device.type
+        if is_elsewhere or storage.nbytes() < MIN_BYTES or self._is_parameter(storage):
             return tensor
         block = self._block_of(tensor, storage)
         offset = int(tensor.storage_offset())

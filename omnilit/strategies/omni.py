@@ -32,8 +32,9 @@ from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 from omnilit.parallel import determinism
-from omnilit.parallel.fsdp import set_gradient_sync
+from omnilit.parallel.fsdp import set_gradient_sync, set_resharding
 from omnilit.parallel.host_memory import keep_freed_blocks
+from omnilit.parallel.materialize import move_unsharded
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.strategies.progress import ResumableData, read_place, resume_at, resume_loops
 
@@ -110,6 +111,14 @@ class OmniStrategy(ModelParallelStrategy):
         super().setup(trainer)
 
     @override
+    def model_to_device(self) -> None:
+        if not self.config.fsdp_config.offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        move_unsharded(self.model, self.root_device)
+
+    @override
     def teardown(self) -> None:  # after errors too
         try:
             self._writer.close()
@@ -126,14 +135,16 @@ class OmniStrategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """No reduction over ranks in here: Lightning enters it for all but a step's last batch."""
+        """Lightning enters it for all but a step's last batch: there is nothing to reduce yet."""
         assert self.model is not None
-        keeps_gathered = not self.config.fsdp_config.reshard_after_backward
-        set_gradient_sync(self.model, is_on=False, keeps_gathered=keeps_gathered)
+        config = self.config.fsdp_config
+        set_gradient_sync(self.model, is_on=config.sync_each_micro_batch)
+        set_resharding(self.model, is_on=config.reshard_after_backward)
         try:
             yield
         finally:
-            set_gradient_sync(self.model, is_on=True, keeps_gathered=keeps_gathered)
+            set_gradient_sync(self.model, is_on=True)
+            set_resharding(self.model, is_on=True)
 
     @override
     def on_train_start(self) -> None:

@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from omnilit.parallel.fsdp import set_gradient_sync, shard_model
-from omnilit.parallel.grad_norm import clip_gradients, group_norms, total_norm
+from omnilit.parallel.fsdp import set_gradient_sync, set_resharding, shard_model
+from omnilit.parallel.grad_norm import _sum_over, clip_gradients, group_norms, total_norm
 from omnilit.testing import run_ranks
 
 pytestmark = pytest.mark.dist
@@ -185,7 +186,8 @@ def keep_gathered(keeps_gathered):
     shard_model(model, units=[model[0]], mesh=mesh, policy=policy, reshard_after_forward=False)
     seen = []
     for micro_batch in range(3):
-        set_gradient_sync(model, is_on=micro_batch == 2, keeps_gathered=keeps_gathered)
+        set_gradient_sync(model, is_on=micro_batch == 2)
+        set_resharding(model, is_on=not keeps_gathered or micro_batch == 2)
         model(inputs(dist.get_rank(), micro_batch)).square().sum().backward()
         seen.append(all(isinstance(p, DTensor) for p in model.parameters()))
     gradients = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
@@ -201,6 +203,73 @@ def test_parameters_can_stay_gathered_until_the_last_micro_batch(tmp_path):
         assert kept == [False, False, True]
         assert freed == [True, True, True]
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def sync_each(offload):
+    """What a rank holds of the gradients behind each micro-batch, with and without an option."""
+    held, gradients = {}, {}
+    for is_each in (True, False):
+        model = build()
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+        shard_model(
+            model,
+            units=[model[0]],
+            mesh=mesh,
+            policy=MixedPrecisionPolicy(),
+            reshard_after_forward=True,
+            offload=offload,
+        )
+        held[is_each] = []
+        for micro_batch in range(2):
+            set_gradient_sync(model, is_on=is_each or micro_batch == 1)
+            model(inputs(dist.get_rank(), micro_batch)).square().sum().backward()
+            held[is_each].append(gradient_sizes(model))
+        full = [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
+        gradients[is_each] = full
+    return held, gradients
+
+
+def gradient_sizes(model):
+    """Elements of the gradients that wait on this rank: its own part of sums, and whole ones."""
+    parts = [p.grad.to_local().numel() for p in model.parameters() if isinstance(p.grad, DTensor)]
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    groups: list[Any] = [unit._get_fsdp_state()._fsdp_param_group for unit in units]
+    wholes = [
+        grad.numel()
+        for group in groups
+        for parameter in group.fsdp_params
+        if hasattr(parameter, "_unsharded_param")
+        for grad in (parameter.unsharded_accumulated_grad, parameter._unsharded_param.grad)
+        if grad is not None
+    ]
+    return sum(parts), sum(wholes)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_gradients_reduced_each_time_never_stand_whole_on_a_rank(offload, tmp_path):
+    sizes = [p.numel() for p in build().parameters()]
+    plain = reference(2)
+    for held, gradients in run_ranks(sync_each, 2, offload, tmp_path=tmp_path):
+        part = sum(sizes) // 2
+        assert held[True] == [(part, 0), (part, 0)]
+        assert held[False] == [(0, sum(sizes)), (part, 0)]
+        for found in gradients.values():
+            for gradient, parameter in zip(found, plain.parameters(), strict=True):
+                torch.testing.assert_close(gradient, parameter.grad)
+
+
+class Unsent(Exception):
+    """In place of a reduction that no backend here can do."""
+
+
+def test_gradients_in_host_memory_are_summed_by_the_backend_of_the_device(monkeypatch):
+    def refuse(tensor, group):
+        raise Unsent(f"{tensor.device.type} over {group}")
+
+    monkeypatch.setattr(dist, "all_reduce", refuse)
+    mesh: Any = SimpleNamespace(device_type="meta", ndim=1, get_group=lambda dim: f"dim {dim}")
+    with pytest.raises(Unsent, match="meta over dim 0"):
+        _sum_over(torch.ones(3), mesh)
 
 
 def norms_of_groups():

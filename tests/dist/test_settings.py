@@ -169,7 +169,7 @@ def test_resharding_frees_the_blocks_and_changes_no_bit(folder, tmp_path):
     (freed, freed_units), (kept, kept_units) = results[0]
     assert freed == kept
     assert all(kept_units)
-    assert freed_units.count(False) == 2  # the two blocks; the root is kept
+    assert freed_units.count(False) == 3  # embedding and two blocks; the head and the root stay
 
 
 def run_diverging(folder: Path) -> tuple[Any, Any, str]:

@@ -9,10 +9,15 @@ import pytest
 from omnilit.config import AcceleratorConfig, FSDPConfig
 from omnilit.config.parallel_rules import (
     ACCELERATOR,
+    CHUNK,
     EXPERTS,
+    FROM_RANK0,
+    FSDP,
     FSDP2_ONLY,
+    KEPT,
     MIXED,
     MODE,
+    MOVED,
     OUTSIDE,
     REPLICATE,
     SHARD,
@@ -30,7 +35,9 @@ ASYNC = f"{ACCELERATOR}.enable_async"
 BATCH = "train.global_batch_size"
 CP = f"{ACCELERATOR}.cp_size"
 RECOMPUTE = "train.gradient_checkpointing"
-OTHERS: dict[str, Any] = {**dict.fromkeys(FSDP2_ONLY, False), f"{MIXED}.output_dtype": "float32"}
+EACH = f"{FSDP}.sync_each_micro_batch"
+DEFAULTS = {**dict.fromkeys(FSDP2_ONLY, True), f"{MIXED}.output_dtype": None, EACH: False}
+OTHERS = {**dict.fromkeys(FSDP2_ONLY, False), f"{MIXED}.output_dtype": "float32", EACH: True}
 
 
 def problems(fields: list[Field], given: dict[str, Any], **options: Any) -> list[str]:
@@ -69,8 +76,11 @@ def test_sizes_that_are_not_the_ranks_are_refused_once_those_are_known(
         {MODE: "ddp"},
         {MODE: "ddp", REPLICATE: 4, SHARD: 1},
         {MODE: "ddp", MIXED + ".enable": False, MIXED + ".reduce_dtype": "bfloat16"},
-        {MODE: "ddp", **{path: True for path in FSDP2_ONLY if path != f"{MIXED}.output_dtype"}},
+        {MODE: "ddp", **DEFAULTS},
         OTHERS,
+        {f"{FSDP}.offload": True, CHUNK: 0.5, MOVED: True, KEPT: 2.5},
+        {MODE: "ddp", f"{FSDP}.offload": True},
+        {FROM_RANK0: False, CHUNK: 20.0, MOVED: False, KEPT: 0.0},
         {f"{RECOMPUTE}.debug": True},
         {f"{RECOMPUTE}.enable_reentrant": True},
         {
@@ -142,12 +152,28 @@ def test_ddp_shards_nothing(fields: list[Field]):
 @pytest.mark.parametrize("path", FSDP2_ONLY)
 def test_what_only_sharded_parameters_have_is_refused_under_ddp(path: str, fields: list[Field]):
     value = OTHERS[path]
-    shown = "false" if value is False else value
+    shown = str(value).lower() if isinstance(value, bool) else value
     (problem,) = problems(fields, {MODE: "ddp", path: value})
     assert problem == (
         f"{path}: {shown} has no effect, because fsdp_mode: ddp neither shards nor gathers "
         "parameters. To fix: leave it out, or set fsdp_mode: fsdp2."
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({FROM_RANK0: False, CHUNK: 5.0}, (f"{CHUNK}: 5.0 has no effect, because {FROM_RANK0}: "
+         "false sends no tensor. To fix: leave it out, or let rank 0 send the weights.")),
+        ({CHUNK: 0.0}, f"{CHUNK}: 0.0 is out of range. To fix: use a number above 0."),
+        ({KEPT: 5.0}, (f"{KEPT}: 5.0 has no effect, because enable_activation: false moves no "
+         "activation. To fix: leave it out, or set enable_activation: true.")),
+        ({MOVED: True, KEPT: -1.0}, (f"{KEPT}: -1.0 is out of range. To fix: use a number at least "
+         "0.")),
+    ],
+)  # fmt: skip
+def test_sizes_of_memory_bound_something(given: dict[str, Any], message: str, fields: list[Field]):
+    assert problems(fields, given) == [message]
 
 
 def test_reentrant_recomputation_has_nothing_to_debug(fields: list[Field]):

@@ -29,6 +29,7 @@ ADDED = {
     "model.strict",
     "model.trust_remote_code",
     "train.accelerator.fsdp_config.mixed_precision.master_dtype",
+    "train.accelerator.fsdp_config.sync_each_micro_batch",
     "train.accelerator.timeout_s",
     "train.checkpoint.export_dtype",
     "train.checkpoint.keep_last",

@@ -3,7 +3,6 @@ import pytest
 from omnilit.config import (
     AcceleratorConfig,
     GradientCheckpointingConfig,
-    OffloadConfig,
     TrainingArguments,
 )
 from omnilit.errors import ConfigError
@@ -25,12 +24,12 @@ def refused(**train):
 
 
 def test_what_comes_later_is_refused_in_python_too():
-    nested = AcceleratorConfig(ulysses_size=4, offload_config=OffloadConfig(enable_activation=True))
+    nested = AcceleratorConfig(ulysses_size=4, cp_size=2)
     found = refused(enable_batch_invariant_mode=True, accelerator=nested)
     assert found == {
         "train.enable_batch_invariant_mode",
         "train.accelerator.ulysses_size",
-        "train.accelerator.offload_config.enable_activation",
+        "train.accelerator.cp_size",
     }
 
 

@@ -165,6 +165,11 @@ def test_parameters_views_of_them_and_small_tensors_stay():
     assert offload.saved_bytes == 0
 
 
+def test_what_is_on_another_device_stays_there():
+    offload, tensor = ActivationOffload(Copies(torch.device("meta")), limit=0), torch.ones(64, 64)
+    assert offload._pack(tensor) is tensor
+
+
 def test_what_is_saved_again_after_its_memory_was_given_to_another_is_another_block():
     offload, moved = ActivationOffload(Copies(CPU), limit=0), []
     kept = []
