@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
 from omnilit.config import FSDPConfig, OpsImplementationConfig, TrainingArguments
@@ -56,7 +57,10 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class AssembledModel:
-    """A model ready to train, with what was bound to it and what it costs, where that is known."""
+    """A model ready to train, with what was bound to it and what it costs, where that is known.
+
+    `sequence` are the ranks that hold parts of the same sequences; None where each is whole.
+    """
 
     model: PreTrainedModel
     kernels: KernelSet
@@ -64,6 +68,7 @@ class AssembledModel:
     precision: Precision
     flops: ModelFlops | None
     compilation: Compilation | None = None
+    sequence: ProcessGroup | None = None
 
     def verify_step(self) -> None:
         """Check after a step that what was bound was called, and say once what was compiled.
@@ -78,7 +83,7 @@ class AssembledModel:
 
     def forward(self, batch: MicroBatch) -> ForwardOutput:
         """Losses of the supervised tokens, and the router's balance loss where there is one."""
-        return self.binding.head.forward(self.model, batch)
+        return self.binding.forward(self.model, batch, sequence=self.sequence)
 
 
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
@@ -117,7 +122,8 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     )
     _fill(model, request, topology)
     log.info("precision: %s", precision)
-    return AssembledModel(model, kernels, binding, precision, flops, compilation)
+    sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
+    return AssembledModel(model, kernels, binding, precision, flops, compilation, sequence)
 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:
