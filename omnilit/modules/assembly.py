@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -14,6 +15,7 @@ from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.compilation import Compilation, compile_blocks
+from omnilit.models.experts import spread_experts
 from omnilit.models.fit import check_fit
 from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
@@ -21,7 +23,7 @@ from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
 from omnilit.models.weights import load_buffers, load_weights
 from omnilit.modules.precision import Precision
-from omnilit.parallel.fsdp import shard_model
+from omnilit.parallel.fsdp import shard_experts, shard_model
 from omnilit.parallel.mesh import Topology
 from omnilit.types import MicroBatch
 
@@ -89,9 +91,9 @@ class AssembledModel:
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
     """Build, bind, shard and fill one model; every rank calls.
 
-    The order is fixed: kernels are bound to plain modules, recomputation wraps what was bound,
-    what is compiled holds both, sharding comes last before memory is taken, and weights go
-    straight into the shards.
+    The order is fixed: kernels are bound to plain modules, experts that are spread over ranks
+    compute with what was bound, recomputation wraps both, what is compiled holds all, sharding
+    comes last before memory is taken, and weights go straight into the shards.
 
     Raises:
         ConfigError: The model, its kernels or its weights cannot be used as asked.
@@ -109,9 +111,11 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     flops = count_flops(model)
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     binding = bind_kernels(model, kernels)
+    experts = _spread_experts(model, topology)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
+    _shard_experts(experts, request.fsdp, precision, topology)
     shard_model(
         model,
         units=blocks,
@@ -124,6 +128,26 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     log.info("precision: %s", precision)
     sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
     return AssembledModel(model, kernels, binding, precision, flops, compilation, sequence)
+
+
+def _spread_experts(model: PreTrainedModel, topology: Topology) -> list[nn.Module]:
+    """Split the experts where the run asks for it; returns the modules that hold them."""
+    if topology.sparse is None:
+        return []
+    return spread_experts(model, ep_mesh=topology.sparse["ep"], tp_mesh=topology.tp)
+
+
+def _shard_experts(
+    experts: list[nn.Module], fsdp: FSDPConfig, precision: Precision, topology: Topology
+) -> None:
+    if topology.efsdp is None:
+        return
+    shard_experts(
+        experts,
+        mesh=topology.efsdp,
+        policy=precision.policy,
+        reshard_after_forward=fsdp.reshard_after_forward,
+    )
 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:
