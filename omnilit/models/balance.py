@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -53,15 +54,23 @@ class RouterBalance:
             counter: Where to count the kernel's calls.
 
         Raises:
-            ConfigError: The configuration does not say how many experts a token is sent to.
+            ConfigError: The model's own code makes no such loss, or its configuration does not say
+                how many experts a token is sent to.
         """
+        name = type(model).__name__
+        if not _makes_loss(model):
+            raise ConfigError(
+                key=_KEY,
+                problem=f"output_router_logits: true has no effect, because {name} makes no "
+                "balance loss of them",
+                fix="take it out of the model's configuration",
+            )
         config = model.config.get_text_config()
         top_k = getattr(config, "num_experts_per_tok", None)
         if top_k is None:
             raise ConfigError(
                 key=_KEY,
-                problem=f"{type(model).__name__} asks for output_router_logits without a "
-                "num_experts_per_tok",
+                problem=f"{name} asks for output_router_logits without a num_experts_per_tok",
                 fix="set output_router_logits: false in its configuration",
             )
         balance = cls(
@@ -72,7 +81,7 @@ class RouterBalance:
         )
 
         def take(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            if balance._is_listening and isinstance(output.router_logits, tuple):
+            if balance._is_listening and getattr(output, "router_logits", None):
                 balance._logits, output.router_logits = output.router_logits, None
 
         model.base_model.register_forward_hook(take)
@@ -113,3 +122,9 @@ class RouterBalance:
         if group is not None and dist.get_world_size(group) > 1:
             dist.all_reduce(num_targets, group=group)
         return self.coefficient * num_targets * loss
+
+
+def _makes_loss(model: PreTrainedModel) -> bool:
+    """Whether the model's own forward makes a balance loss; some families only hand logits out."""
+    code = inspect.unwrap(type(model).forward).__code__
+    return "aux_loss" in code.co_varnames

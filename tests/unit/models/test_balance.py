@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from omnilit.config import GradientCheckpointingConfig, OpsImplementationConfig
+from omnilit.config import GradientCheckpointingConfig
 from omnilit.errors import ConfigError
-from omnilit.kernels.machine import Machine
-from omnilit.kernels.resolve import resolve_kernels
+from omnilit.kernels import load_balancing
+from omnilit.models.balance import RouterBalance
 from omnilit.models.bind import bind_kernels
+from omnilit.models.calls import CallCounter
 from omnilit.models.recompute import enable_recomputation
+from tests.helpers.experts import cpu_kernels
 from tests.helpers.gradients import compare, gradients_of
 from tests.helpers.models import packed_batch, tiny
 
@@ -23,9 +26,7 @@ ASKED: dict[str, Any] = {"output_router_logits": True, "router_aux_loss_coef": 0
 
 def bound(family: str, **over: Any):
     model = tiny(family, **over)
-    machine = Machine.detect("cpu")
-    kernels = resolve_kernels(OpsImplementationConfig(), given=frozenset(), machine=machine)
-    return model, bind_kernels(model, kernels)
+    return model, bind_kernels(model, cpu_kernels())
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
@@ -82,5 +83,14 @@ def test_a_model_that_asks_for_none_has_none():
 
 
 def test_a_router_that_does_not_say_how_many_experts_it_chooses_is_refused():
+    model = tiny("qwen3_moe", **ASKED)
+    config: Any = SimpleNamespace(get_text_config=SimpleNamespace)  # one that names it otherwise
+    model.config = config
     with pytest.raises(ConfigError, match="without a num_experts_per_tok"):
-        bound("llama", **ASKED)
+        RouterBalance.bind(model, load_balancing.eager, counter=CallCounter())
+
+
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
+def test_a_model_whose_own_code_makes_no_such_loss_is_refused(family):
+    with pytest.raises(ConfigError, match="output_router_logits: true has no effect, because "):
+        bound(family, **ASKED)
