@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import cast
 
 from torch import nn
@@ -106,11 +105,10 @@ def _prefetch(model: nn.Module, units: Sequence[nn.Module]) -> None:
     known = set(units)
     for parent in model.modules():
         stack = [child for child in parent.children() if child in known]
-        for unit, successor in pairwise([*stack, None]):
-            assert unit is not None
+        for place, unit in enumerate(stack):
             own, *inside = fsdp_modules(unit)
-            following = [] if successor is None else [cast("FSDPModule", successor)]
-            own.set_modules_to_forward_prefetch([*inside, *following])
+            successor = [cast("FSDPModule", child) for child in stack[place + 1 : place + 2]]
+            own.set_modules_to_forward_prefetch([*inside, *successor])
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
