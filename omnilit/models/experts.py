@@ -14,7 +14,7 @@ from typing import Final
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
@@ -70,26 +70,12 @@ def expert_plan(model: PreTrainedModel) -> dict[str, str]:
     return plan
 
 
-def has_expert_plan(config: PreTrainedConfig) -> bool:
-    """Whether transformers knows how to split the experts of a model with this configuration."""
-    plan: Mapping[str, str] = getattr(config.get_text_config(), "base_model_ep_plan", None) or {}
-    return _DISPATCH in plan.values()
-
-
-def lacks_plan(model_type: str) -> Problem:
-    """The problem of a model that transformers has no plan for."""
-    return Problem(
-        KEY,
-        f"transformers has no expert-parallel plan for {model_type!r}",
-        "set ep_size: 1, or choose a mixture-of-experts model that has one, such as qwen3_moe",
-    )
-
-
 def _find_problems(
     model: PreTrainedModel, plan: Mapping[str, str], experts: list[nn.Module], ep_size: int
 ) -> list[Problem]:
     if not experts:
-        return [lacks_plan(model.config.model_type)]
+        problem = f"transformers has no expert-parallel plan for {model.config.model_type!r}"
+        return [Problem(KEY, problem, "leave ep_size out, or train a model that has one")]
     whole = [
         f"{name}.{inside}"
         for name, style in plan.items()

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -21,6 +20,8 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 INSIDE, OUTSIDE = ParallelSizes(ep_size=2), ParallelSizes(ep_size=2, ep_outside=True)
 COPIES = ParallelSizes(dp_replicate_size=2, ep_size=2)
 EP_4 = ParallelSizes(ep_size=4)
+# Ranks of a sequence hold tokens of their own like any other, those of a matrix hold the same
+SEQUENCE, MATRIX = ParallelSizes(ulysses_size=2, ep_size=4), ParallelSizes(tp_size=2, ep_size=2)
 # Family, sizes, and what is special about it
 CASES: dict[str, tuple[str, ParallelSizes, frozenset[str]]] = {
     "qwen3_moe ep4": ("qwen3_moe", EP_4, frozenset()),
@@ -31,6 +32,8 @@ CASES: dict[str, tuple[str, ParallelSizes, frozenset[str]]] = {
     "deepseek_v3 ep2 x efsdp2": ("deepseek_v3", OUTSIDE, frozenset({"recomputed"})),
     "gpt_oss efsdp2 x ep2": ("gpt_oss", INSIDE, frozenset()),
     "gpt_oss ep4": ("gpt_oss", EP_4, frozenset({"recomputed"})),
+    "qwen3_moe ep4 across the ranks of a sequence": ("qwen3_moe", SEQUENCE, frozenset()),
+    "qwen3_moe ep2 across the ranks of a matrix": ("qwen3_moe", MATRIX, frozenset()),
 }
 PER_RANK = 2  # micro-batches, reduced after the last
 
@@ -51,15 +54,14 @@ def build(family: str, special: frozenset[str]) -> Any:
 
 
 def run_case(family: str, sizes: ParallelSizes, special: frozenset[str]) -> dict[str, Any]:
-    number = dist.get_world_size() * PER_RANK
-    one = build(family, special)
-    expected_loss, expected = alone(one, number)
-    model = build(family, special)
+    one, model = build(family, special), build(family, special)
     binding, topology = spread(model, sizes, recompute="recomputed" in special)
+    number = topology.loss.size() * PER_RANK
+    expected_loss, expected = alone(one, number)
     parts = batches(number)
     num_targets = sum(batch.counts["tokens"] for batch in parts)
-    mine = parts[topology.data_rank * PER_RANK :][:PER_RANK]
-    loss = summed(train_once(model, binding, mine, num_targets))
+    mine = parts[topology.loss.get_local_rank() * PER_RANK :][:PER_RANK]
+    loss = summed(train_once(model, binding, mine, num_targets), topology)
     found = gradients_of(model)
     names = [n for n, p in model.named_parameters() if n.endswith("experts.gate_up_proj")]
     weight = model.get_parameter(names[-1])

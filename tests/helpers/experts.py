@@ -84,8 +84,8 @@ def alone(model: PreTrainedModel, number: int) -> tuple[float, dict[str, Tensor]
     return loss, gradients_of(model)
 
 
-def summed(loss: float) -> float:
-    """A number added up over all ranks."""
+def summed(loss: float, topology: Topology) -> float:
+    """A number added up over the ranks that hold tokens of their own."""
     total = torch.tensor(loss, dtype=torch.float64)
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=topology.loss.get_group())
     return float(total)
