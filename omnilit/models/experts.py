@@ -34,7 +34,7 @@ def spread_experts(
     anything is sharded. The module's `num_experts` becomes the number of those.
 
     Args:
-        model: On the meta device or real.
+        model: On the meta device or real; its experts divide, see `models.fit`.
         ep_mesh: The ranks that split the experts of one copy of the model.
         tp_mesh: The ranks that hold the same tokens: each sends its share of them.
 
@@ -43,11 +43,11 @@ def spread_experts(
         `ep_mesh`.
 
     Raises:
-        ConfigError: transformers has no plan for this model, or its experts do not divide.
+        ConfigError: transformers has no plan for this model's experts, or not for all of them.
     """
     plan = expert_plan(model)
     experts = [model.get_submodule(name) for name, style in plan.items() if style == _DISPATCH]
-    if problems := _find_problems(model, plan, experts, ep_mesh.size()):
+    if problems := _find_problems(model, plan, experts):
         raise ConfigError.of(problems)
     apply_expert_parallelism(model, ep_mesh, tp_mesh, plan, ep_implementation="all_to_all")
     for module in experts:
@@ -71,7 +71,7 @@ def expert_plan(model: PreTrainedModel) -> dict[str, str]:
 
 
 def _find_problems(
-    model: PreTrainedModel, plan: Mapping[str, str], experts: list[nn.Module], ep_size: int
+    model: PreTrainedModel, plan: Mapping[str, str], experts: list[nn.Module]
 ) -> list[Problem]:
     if not experts:
         problem = f"transformers has no expert-parallel plan for {model.config.model_type!r}"
@@ -83,16 +83,10 @@ def _find_problems(
         for inside, _ in model.get_submodule(name).named_parameters()
         if plan.get(f"{name}.{inside}") != _SPLIT
     ]
-    if whole:
-        problem = f"transformers' plan splits the experts of {type(model).__name__}, but not "
-        fix = "set ep_size: 1 for this model"
-        return [Problem(KEY, f"{problem}{', '.join(whole[:3])}", fix)]
-    sizes = {next(module.parameters()).shape[0] for module in experts}
-    uneven = sorted(size for size in sizes if size % ep_size)
-    if not uneven:
+    if not whole:
         return []
-    problem = f"{ep_size} ranks cannot split {uneven[0]} experts evenly"
-    return [Problem(KEY, problem, f"choose a divisor of {uneven[0]}")]
+    problem = f"transformers' plan splits the experts of {type(model).__name__}, but not "
+    return [Problem(KEY, f"{problem}{', '.join(whole[:3])}", "leave ep_size out for this model")]
 
 
 def _bind_forward(module: nn.Module) -> None:
