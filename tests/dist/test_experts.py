@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from omnilit.kernels import moe
 from omnilit.parallel.grad_norm import clip_gradients, group_norms, total_norm
 from omnilit.parallel.mesh import ParallelSizes
 from omnilit.testing import run_ranks
@@ -25,6 +26,7 @@ SEQUENCE, MATRIX = ParallelSizes(ulysses_size=2, ep_size=4), ParallelSizes(tp_si
 # Family, sizes, and what is special about it
 CASES: dict[str, tuple[str, ParallelSizes, frozenset[str]]] = {
     "qwen3_moe ep4": ("qwen3_moe", EP_4, frozenset()),
+    "qwen3_moe ep4 with a kernel of ours": ("qwen3_moe", EP_4, frozenset({"kernel"})),
     "qwen3_moe efsdp2 x ep2": ("qwen3_moe", INSIDE, frozenset({"recomputed"})),
     "qwen3_moe ep2 x efsdp2": ("qwen3_moe", OUTSIDE, frozenset()),
     "qwen3_moe without a token for half of them": ("qwen3_moe", INSIDE, frozenset({"forced"})),
@@ -55,7 +57,18 @@ def build(family: str, special: frozenset[str]) -> Any:
 
 def run_case(family: str, sizes: ParallelSizes, special: frozenset[str]) -> dict[str, Any]:
     one, model = build(family, special), build(family, special)
-    binding, topology = spread(model, sizes, recompute="recomputed" in special)
+    calls: list[int] = []
+
+    def kernel(*args: Any) -> Tensor:
+        calls.append(1)
+        return moe.eager(*args)
+
+    binding, topology = spread(
+        model,
+        sizes,
+        recompute="recomputed" in special,
+        experts=kernel if "kernel" in special else None,
+    )
     number = topology.loss.size() * PER_RANK
     expected_loss, expected = alone(one, number)
     parts = batches(number)
@@ -78,6 +91,7 @@ def run_case(family: str, sizes: ParallelSizes, special: frozenset[str]) -> dict
         "placements": str(weight.placements),
         "local": tuple(weight.to_local().shape),
         "unused": unused,
+        "calls": len(calls),
     }
 
 
@@ -116,6 +130,11 @@ def test_each_rank_holds_its_part_of_the_experts(four_ranks):
     ):
         assert four_ranks[0][name]["local"] == local != whole
         assert four_ranks[0][name]["placements"] == placements
+
+
+def test_experts_compute_with_what_was_bound_before_they_were_spread(four_ranks):
+    name = "qwen3_moe ep4 with a kernel of ours"
+    assert [rank[name]["calls"] for rank in four_ranks] == [2 * PER_RANK] * 4  # of two layers
 
 
 def test_half_of_the_experts_really_got_no_token(four_ranks):

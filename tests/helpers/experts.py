@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MethodType
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.experts import spread_experts
+from omnilit.models.places import is_experts
 from omnilit.models.recompute import enable_recomputation
 from omnilit.parallel.fsdp import set_gradient_sync, shard_experts, shard_model
 from omnilit.parallel.mesh import ParallelSizes, Topology
@@ -38,16 +40,30 @@ def batches(number: int) -> list[MicroBatch]:
 
 
 def spread(
-    model: PreTrainedModel, sizes: ParallelSizes, *, recompute: bool = False
+    model: PreTrainedModel,
+    sizes: ParallelSizes,
+    *,
+    recompute: bool = False,
+    experts: Callable[..., Tensor] | None = None,
 ) -> tuple[Binding, Topology]:
-    """Bind, split and shard `model` as a run with these sizes does."""
+    """Bind, split and shard `model` as a run with these sizes does.
+
+    Args:
+        model: Not bound yet.
+        sizes: Of the parallel axes.
+        recompute: Whether blocks are computed again in the backward pass.
+        experts: What experts compute with, bound as kernels are; default: the model's own.
+    """
     topology = Topology.build(sizes, torch.device("cpu"))
     binding = bind_kernels(model, cpu_kernels())
+    if experts is not None:
+        for module in filter(is_experts, model.modules()):
+            module.forward = MethodType(experts, module)
     policy = MixedPrecisionPolicy()
     if topology.sparse is not None and topology.efsdp is not None:
-        experts = spread_experts(model, ep_mesh=topology.sparse["ep"], tp_mesh=topology.tp)
+        held = spread_experts(model, ep_mesh=topology.sparse["ep"], tp_mesh=topology.tp)
         enable_recomputation(model, GradientCheckpointingConfig(enable=recompute))
-        shard_experts(experts, mesh=topology.efsdp, policy=policy, reshard_after_forward=True)
+        shard_experts(held, mesh=topology.efsdp, policy=policy, reshard_after_forward=True)
     shard_model(
         model,
         units=decoder_blocks(model),
