@@ -116,6 +116,14 @@ class MicroBatch:
         """Real tokens: 0 for a micro-batch that only fills a window."""
         return self.bounds[-1] - self.num_padding if self.origins else 0
 
+    @property
+    def is_real(self) -> Tensor | None:
+        """True for the tokens [T] that are no padding; None where none is."""
+        if not self.num_padding:
+            return None
+        places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return places < self.input_ids.shape[1] - self.num_padding
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from omnilit.callbacks.checkpointing import CheckpointSaver
 from omnilit.callbacks.evaluation import EvaluationSchedule, is_evaluation_due
+from omnilit.callbacks.expert_load import ExpertLoad
 from omnilit.callbacks.layer_norms import LayerGradNorms
 from omnilit.callbacks.metrics_file import MetricsFile, Number, to_json
 from omnilit.callbacks.peak_memory import PeakMemory
@@ -150,6 +151,7 @@ class MetricsRecorder(Callback):
             **{f"loss/{name}": value for name, value in terms.items()},
             "grad_norm": result.grad_norm,
             **_by_layer(trainer, result.step),
+            **_by_expert(trainer, result.step),
             "lr": next(iter(result.lr.values())),
             **{f"lr/{group}": value for group, value in result.lr.items()},
             "tokens": result.tokens,
@@ -194,6 +196,16 @@ def _by_layer(trainer: Trainer, step: int) -> dict[str, Number]:
         for callback in callbacks_of_type(trainer, LayerGradNorms)
         if callback.step == step
         for name, norm in callback.norms.items()
+    }
+
+
+def _by_expert(trainer: Trainer, step: int) -> dict[str, Number]:
+    """The experts' load, at the steps where `ExpertLoad` reads it."""
+    return {
+        f"expert_load/{name}": number
+        for callback in callbacks_of_type(trainer, ExpertLoad)
+        if callback.step == step
+        for name, number in callback.numbers.items()
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback
 
+from omnilit.callbacks.expert_load import ExpertLoad
 from omnilit.callbacks.layer_norms import LayerGradNorms
 from omnilit.callbacks.memory import CacheRelease, GarbageCollector
 from omnilit.callbacks.profiler import StepProfiler
@@ -19,6 +20,8 @@ def chosen_callbacks(train: TrainingArguments) -> list[Callback]:
     chosen: list[Callback] = []
     if train.log_layer_grad_norms_steps:
         chosen.append(LayerGradNorms(train.log_layer_grad_norms_steps))
+    if train.log_expert_load_steps:
+        chosen.append(ExpertLoad(train.log_expert_load_steps))
     if train.profile.enable:
         chosen.append(StepProfiler(train.profile))
     if train.gc_steps:

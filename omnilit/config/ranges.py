@@ -68,6 +68,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "train.empty_cache_steps": NOT_NEGATIVE,
     "train.gc_steps": NOT_NEGATIVE,
     "train.log_layer_grad_norms_steps": NOT_NEGATIVE,
+    "train.log_expert_load_steps": NOT_NEGATIVE,
     "train.profile.start_step": COUNT,
     "train.profile.end_step": COUNT,
     "train.eval_steps": NOT_NEGATIVE,

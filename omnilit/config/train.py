@@ -101,6 +101,8 @@ class TrainingArguments:
         eval_epochs: Epochs between two evaluations, where there is an evaluation set; 0 for none.
         log_layer_grad_norms_steps: Steps between two lines of metrics with the gradient norm of
             every decoder block; 0 for none.
+        log_expert_load_steps: Steps between two lines of metrics with the share of tokens that each
+            expert of each layer is sent; 0 for none.
         seed: The one seed, of initialisation, dropout and the order of the data.
         enable_compile: Compile each decoder block.
         max_steps: Most steps of an epoch; null for no cap.
@@ -131,6 +133,7 @@ class TrainingArguments:
     eval_steps: int = 0
     eval_epochs: int = 1
     log_layer_grad_norms_steps: int = 0
+    log_expert_load_steps: int = 0
     seed: int = 42
     enable_compile: bool = False
     max_steps: int | None = None

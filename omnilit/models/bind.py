@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from omnilit.errors import KernelError, Problem
@@ -16,13 +17,15 @@ from omnilit.kernels.resolve import KernelSet
 from omnilit.kernels.slot import Kernel
 from omnilit.kernels.slots import SLOTS
 from omnilit.models import attention, head, places
+from omnilit.models import balance as router_balance
 from omnilit.models.calls import CallCounter
+from omnilit.types import MicroBatch
 
 _MOE: Final = "moe_implementation"
 _RMS_NORM: Final = "rms_norm_implementation"
 _SWIGLU: Final = "swiglu_mlp_implementation"
 _ROTARY: Final = "rotary_pos_emb_implementation"
-_BALANCE: Final = "load_balancing_loss_implementation"
+_BALANCE: Final = router_balance.FIELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +52,39 @@ class Binding:
 
     Args:
         head: Runs the model with its head as the loss.
+        balance: The router's balance loss, where the model's configuration asks for it.
         table: One row a slot.
         counter: What the bound kernels count their calls in.
     """
 
-    def __init__(self, *, head: head.HeadLoss, table: Sequence[Row], counter: CallCounter) -> None:
+    def __init__(
+        self,
+        *,
+        head: head.HeadLoss,
+        balance: router_balance.RouterBalance | None,
+        table: Sequence[Row],
+        counter: CallCounter,
+    ) -> None:
         self.head = head
+        self.balance = balance
         self.table = tuple(table)
         self._counter = counter
+
+    def forward(
+        self, model: PreTrainedModel, batch: MicroBatch, *, sequence: ProcessGroup | None = None
+    ) -> head.ForwardOutput:
+        """Losses of the supervised tokens, and the router's balance loss where there is one.
+
+        Args:
+            model: The model that the kernels were bound to, sharded or not.
+            batch: On the model's device.
+            sequence: The ranks that hold parts of this micro-batch; None where it is whole here.
+        """
+        if self.balance is None:
+            return self.head.forward(model, batch)
+        with self.balance.listening():
+            output = self.head.forward(model, batch)
+        return replace(output, balance=self.balance.weigh(batch, sequence))
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[str, str, int, str, str]]]:
         """Header and rows of the table that is logged at the start."""
@@ -105,10 +133,16 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
     _refuse_placeless(model, kernels, found)
     num_attention = attention.bind_attention(model, kernels.kernel(attention.FIELD), counter)
     loss = head.HeadLoss.bind(model, kernels.kernel(head.FIELD), counter=counter)
+    balance = None
+    if found[_BALANCE]:
+        kernel = kernels.kernel(_BALANCE)
+        balance = router_balance.RouterBalance.bind(model, kernel, counter=counter)
     table = []
     for field, choice in kernels.choices.items():
         if field in (attention.FIELD, head.FIELD):
             number, is_bound = (num_attention if field == attention.FIELD else 1), True
+        elif field == _BALANCE:
+            number, is_bound = len(found[_BALANCE]), balance is not None
         else:
             modules = found.get(field, [])
             number, is_bound = len(modules), bool(modules) and choice.backend != "eager"
@@ -117,7 +151,7 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
         table.append(Row(field, choice.backend, number, is_bound, choice.why))
     if found[_MOE] and kernels.choices[_MOE].backend == "eager":
         model.set_experts_implementation("eager")
-    return Binding(head=loss, table=table, counter=counter)
+    return Binding(head=loss, balance=balance, table=table, counter=counter)
 
 
 def _what_runs(row: Row) -> str:

@@ -28,13 +28,12 @@ class ForwardOutput:
 
     Args:
         token_losses: Negative log-likelihood of every supervised token, float32, in their order.
-        aux_loss: The router's balance loss over all tokens, where the model computes one.
-        aux_coefficient: Its weight in the loss, from the model's configuration.
+        balance: This rank's share of the router's balance loss, weighted by its coefficient and
+            the micro-batch's supervised tokens, where the model's configuration asks for it.
     """
 
     token_losses: Tensor
-    aux_loss: Tensor | None
-    aux_coefficient: float
+    balance: Tensor | None = None
 
 
 class HeadLoss:
@@ -100,13 +99,7 @@ class HeadLoss:
                 logits_to_keep=positions,
                 use_cache=False,
             )
-        aux_loss = getattr(output, "aux_loss", None)
-        config = model.config.get_text_config()
-        return ForwardOutput(
-            token_losses=output.logits.reshape(-1).float(),  # output_dtype may have cast them
-            aux_loss=aux_loss if isinstance(aux_loss, Tensor) else None,
-            aux_coefficient=getattr(config, "router_aux_loss_coef", 0.0),
-        )
+        return ForwardOutput(output.logits.reshape(-1).float())  # output_dtype may have cast them
 
     @contextmanager
     def _targets_set(self, model: PreTrainedModel, targets: Tensor) -> Iterator[None]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
+from torch import nn
+from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
 from omnilit.config import (
@@ -19,6 +22,7 @@ from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks, sharding_units
 from omnilit.models.compilation import Compilation, compile_blocks
+from omnilit.models.experts import spread_experts
 from omnilit.models.fit import check_fit
 from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
@@ -26,7 +30,7 @@ from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
 from omnilit.models.weights import Delivery, load_buffers, load_weights
 from omnilit.modules.precision import Precision
-from omnilit.parallel.fsdp import shard_model
+from omnilit.parallel.fsdp import shard_experts, shard_model
 from omnilit.parallel.mesh import Topology
 from omnilit.parallel.offload import ActivationOffload
 from omnilit.types import MicroBatch
@@ -66,7 +70,10 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class AssembledModel:
-    """A model ready to train, with what was bound to it and what it costs, where that is known."""
+    """A model ready to train, with what was bound to it and what it costs, where that is known.
+
+    `sequence` are the ranks that hold parts of the same sequences; None where each is whole.
+    """
 
     model: PreTrainedModel
     kernels: KernelSet
@@ -75,6 +82,7 @@ class AssembledModel:
     flops: ModelFlops | None
     compilation: Compilation | None = None
     activations: ActivationOffload | None = None
+    sequence: ProcessGroup | None = None
 
     def verify_step(self) -> None:
         """Check after a step that what was bound was called, and say once what was compiled.
@@ -91,18 +99,17 @@ class AssembledModel:
 
     def forward(self, batch: MicroBatch) -> ForwardOutput:
         """Losses of the supervised tokens, and the router's balance loss where there is one."""
-        if self.activations is None:
-            return self.binding.head.forward(self.model, batch)
-        with self.activations.saving():
-            return self.binding.head.forward(self.model, batch)
+        saving = nullcontext() if self.activations is None else self.activations.saving()
+        with saving:
+            return self.binding.forward(self.model, batch, sequence=self.sequence)
 
 
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
     """Build, bind, shard and fill one model; every rank calls.
 
-    The order is fixed: kernels are bound to plain modules, recomputation wraps what was bound,
-    what is compiled holds both, sharding comes last before memory is taken, and weights go
-    straight into the shards.
+    The order is fixed: kernels are bound to plain modules, experts that are spread over ranks
+    compute with what was bound, recomputation wraps both, what is compiled holds all, sharding
+    comes last before memory is taken, and weights go straight into the shards.
 
     Raises:
         ConfigError: The model, its kernels or its weights cannot be used as asked.
@@ -120,9 +127,11 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     flops = count_flops(model)
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     binding = bind_kernels(model, kernels)
+    experts = _spread_experts(model, topology)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
+    _shard_experts(experts, request.fsdp, precision, topology)
     units = sharding_units(model)
     shard_model(
         model,
@@ -137,7 +146,10 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     _fill(model, request, topology)
     log.info("precision: %s", precision)
     activations = _offload_activations(model, request.offload, topology)
-    return AssembledModel(model, kernels, binding, precision, flops, compilation, activations)
+    sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
+    return AssembledModel(
+        model, kernels, binding, precision, flops, compilation, activations, sequence
+    )
 
 
 def _offload_activations(
@@ -149,6 +161,27 @@ def _offload_activations(
     if topology.device.type == "cpu":
         log.info("activations: a CPU's leave for other memory of the same kind; none is saved")
     return ActivationOffload.of(model, limit=limit, device=topology.device)
+
+
+def _spread_experts(model: PreTrainedModel, topology: Topology) -> list[nn.Module]:
+    """Split the experts where the run asks for it; returns the modules that hold them."""
+    if topology.sparse is None:
+        return []
+    return spread_experts(model, ep_mesh=topology.sparse["ep"], tp_mesh=topology.tp)
+
+
+def _shard_experts(
+    experts: list[nn.Module], fsdp: FSDPConfig, precision: Precision, topology: Topology
+) -> None:
+    if topology.efsdp is None:
+        return
+    shard_experts(
+        experts,
+        mesh=topology.efsdp,
+        policy=precision.policy,
+        reshard_after_forward=fsdp.reshard_after_forward,
+        offload=fsdp.offload,
+    )
 
 
 def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:

@@ -23,6 +23,5 @@ class SFTModule(OmniModule):
         return lm_terms(
             output.token_losses,
             weights=None if weights is None else weights[batch.labels != IGNORE],
-            aux_loss=output.aux_loss,
-            aux_coefficient=output.aux_coefficient,
+            balance=output.balance,
         )

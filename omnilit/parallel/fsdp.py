@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import cast
 
 from torch import nn
@@ -21,6 +20,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import Shard
 
 
 def shard_model(
@@ -54,9 +54,7 @@ def shard_model(
             copied to the device when it is gathered.
     """
     units = list(units)
-    # Pinned memory is what an accelerator copies from while it computes; without one there is none
-    is_pinned = mesh.device_type != "cpu"
-    storage = CPUOffloadPolicy(pin_memory=is_pinned) if offload else OffloadPolicy()
+    storage = _storage(mesh, offload=offload)
     # cast where the whole model ends: inside, the next unit's matrices want the computing dtype
     inner = replace(policy, output_dtype=None)
     for unit in units:
@@ -70,27 +68,80 @@ def shard_model(
     fully_shard(
         model, mesh=mesh, mp_policy=policy, offload_policy=storage, reshard_after_forward=False
     )
-    for module in fsdp_modules(model):
-        if mesh.size() > 1:  # one rank has nothing to divide by, and would divide by 1.0 in earnest
-            module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+    for module in (*units, model):
+        _sum_gradients(module, mesh)
         if isinstance(module, nn.Embedding):
-            module.set_unshard_in_backward(False)
+            cast("FSDPModule", module).set_unshard_in_backward(False)
     if forward_prefetch:
         _prefetch(model, units)
 
 
+def shard_experts(
+    experts: Iterable[nn.Module],
+    *,
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy,
+    reshard_after_forward: bool,
+    offload: bool = False,
+) -> None:
+    """Shard experts in place, each module of them on its own, before the model around them.
+
+    Ranks that split the experts among themselves reduce no gradients of them: the tokens of all
+    of them have come to the experts already. Gradients are sums here too.
+
+    Args:
+        experts: Modules whose parameters are split over the expert axis already.
+        mesh: The ranks that hold the same experts: one axis to shard over, or (replicate, shard).
+        policy: Dtypes of compute and of the gradients' reduction.
+        reshard_after_forward: Free their full parameters between forward and backward.
+        offload: See `shard_model`.
+    """
+    size = mesh.size(mesh.ndim - 1)
+    # the block around them has cast the tokens; the routing weights may be wider on purpose
+    inner = replace(policy, output_dtype=None, cast_forward_inputs=False)
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        # Experts are the first dimension, and already split; FSDP2 wants others to divide evenly
+        even = (dim for dim in range(1, parameter.ndim) if parameter.shape[dim] % size == 0)
+        return Shard(next(even, 0))
+
+    for module in experts:
+        fully_shard(
+            module,
+            mesh=mesh,
+            mp_policy=inner,
+            offload_policy=_storage(mesh, offload=offload),
+            reshard_after_forward=reshard_after_forward,
+            shard_placement_fn=placement,
+        )
+        _sum_gradients(module, mesh)
+
+
+def _storage(mesh: DeviceMesh, *, offload: bool) -> OffloadPolicy:
+    # Pinned memory is what an accelerator copies from while it computes; without one there is none
+    is_pinned = mesh.device_type != "cpu"
+    return CPUOffloadPolicy(pin_memory=is_pinned) if offload else OffloadPolicy()
+
+
+def _sum_gradients(module: nn.Module, mesh: DeviceMesh) -> None:
+    unit = cast("FSDPModule", module)
+    if mesh.size() > 1:  # one rank has nothing to divide by, and would divide by 1.0 in earnest
+        unit.set_gradient_divide_factor(1.0)
+    unit.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
+
+
 def _prefetch(model: nn.Module, units: Sequence[nn.Module]) -> None:
-    """Name each unit's successor to it, among the layers of one stack.
+    """Name to each unit the units inside of it and its successor, among the layers of one stack.
 
     What a stack's last layer would name is no successor: it may not run at all, or elsewhere.
     """
     known = set(units)
     for parent in model.modules():
         stack = [child for child in parent.children() if child in known]
-        for unit, successor in pairwise(stack):
-            named = cast("FSDPModule", successor)
-            cast("FSDPModule", unit).set_modules_to_forward_prefetch([named])
+        for place, unit in enumerate(stack):
+            own, *inside = fsdp_modules(unit)
+            successor = [cast("FSDPModule", child) for child in stack[place + 1 : place + 2]]
+            own.set_modules_to_forward_prefetch([*inside, *successor])
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:

@@ -76,6 +76,14 @@ class Topology:
         )
 
     @property
+    def efsdp(self) -> DeviceMesh | None:
+        """What the experts that a rank holds are sharded over: efsdp, or (dp_replicate, efsdp)."""
+        if self.sparse is None:
+            return None
+        has_copies = "dp_replicate" in (self.sparse.mesh_dim_names or ())
+        return self.sparse["dp_replicate", "efsdp"] if has_copies else self.sparse["efsdp"]
+
+    @property
     def data_rank(self) -> int:
         """This rank's place among the ranks that read different data."""
         return self.data.get_local_rank()

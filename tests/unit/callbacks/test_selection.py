@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from omnilit.callbacks.expert_load import ExpertLoad
 from omnilit.callbacks.layer_norms import LayerGradNorms
 from omnilit.callbacks.memory import CacheRelease, GarbageCollector
 from omnilit.callbacks.profiler import StepProfiler
@@ -26,6 +27,7 @@ def test_the_defaults_give_memory_back_and_do_no_more():
         ({"gc_steps": 3}, GarbageCollector),
         ({"empty_cache_steps": 3}, CacheRelease),
         ({"log_layer_grad_norms_steps": 3}, LayerGradNorms),
+        ({"log_expert_load_steps": 3}, ExpertLoad),
         ({"profile": ProfileConfig(enable=True)}, StepProfiler),
     ],
 )

@@ -34,6 +34,7 @@ ADDED = {
     "train.checkpoint.export_dtype",
     "train.checkpoint.keep_last",
     "train.checkpoint.overwrite",
+    "train.log_expert_load_steps",
     "train.log_layer_grad_norms_steps",
     "train.optimizer.betas",
     "train.optimizer.eps",

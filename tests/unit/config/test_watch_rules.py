@@ -39,6 +39,7 @@ def _problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
          "a longer run.")),
         ({"train.gc_steps": -1}, "train.gc_steps: -1 is out of range. To fix: use a number at "),
         ({"train.empty_cache_steps": -1}, "train.empty_cache_steps: -1 is out of range."),
+        ({"train.log_expert_load_steps": -1}, "train.log_expert_load_steps: -1 is out "),
         ({"train.log_layer_grad_norms_steps": -1}, ("train.log_layer_grad_norms_steps: -1 is out "
          "of range.")),
         ({"train.wandb.project": ""}, ("train.wandb.project: '' is no name. To fix: use 1 to 128 "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from omnilit.losses.lm import lm_terms
@@ -11,18 +12,15 @@ def test_the_token_term_is_their_sum():
     assert (terms["lm"].sum.item(), terms["lm"].count) == (7.0, "tokens")
 
 
-def test_the_balance_loss_enters_with_the_share_of_its_micro_batch():
-    first = lm_terms(torch.ones(3), aux_loss=torch.tensor(2.0), aux_coefficient=0.1)
-    second = lm_terms(torch.ones(1), aux_loss=torch.tensor(6.0), aux_coefficient=0.1)
-    step = (first["balance"].sum + second["balance"].sum) / 4
-    torch.testing.assert_close(step, torch.tensor(0.1 * (2.0 * 3 / 4 + 6.0 * 1 / 4)))
-    assert first["balance"].count == "tokens"
+def test_the_balance_loss_is_a_mean_over_the_tokens():
+    term = lm_terms(torch.ones(3), balance=torch.tensor(0.1 * 3 * 2.0))["balance"]
+    assert (term.sum.item(), term.count) == (pytest.approx(0.6), "tokens")
 
 
 def test_a_micro_batch_without_labels_weighs_nothing_and_keeps_its_graph():
     losses = torch.zeros(0, requires_grad=True)
     aux = torch.tensor(2.0, requires_grad=True)
-    terms = lm_terms(losses, aux_loss=aux, aux_coefficient=0.1)
+    terms = lm_terms(losses, balance=0 * aux)
     total = terms["lm"].sum + terms["balance"].sum
     total.backward()
     assert total.item() == 0

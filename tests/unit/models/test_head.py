@@ -99,24 +99,6 @@ def test_the_cap_stays_in_the_configuration_also_after_an_error():
     assert model(input_ids=batch.input_ids, use_cache=False).logits.shape[-1] == 256
 
 
-def test_the_balance_loss_comes_with_its_coefficient():
-    over = {"output_router_logits": True, "router_aux_loss_coef": 0.25}
-    batch = packed_batch(LENGTHS)
-    plain, (model, head) = tiny("qwen3_moe", **over), bound("qwen3_moe", **over)
-    expected = plain(input_ids=batch.input_ids[:, :7], use_cache=False).aux_loss
-    alone = replace(
-        batch,
-        input_ids=batch.input_ids[:, :7],
-        labels=batch.labels[:, :7],
-        position_ids=batch.position_ids[:, :7],
-        bounds=[0, 7],
-    )
-    output = head.forward(model, alone)
-    torch.testing.assert_close(output.aux_loss, expected)
-    assert output.aux_coefficient == 0.25
-    assert head.forward(bound("qwen3")[0], batch).aux_loss is None
-
-
 def test_a_balance_loss_without_a_coefficient_is_refused():
     model = tiny("llama", output_router_logits=True)
     with pytest.raises(ConfigError, match="output_router_logits without a router_aux_loss_coef"):
