@@ -25,7 +25,7 @@ from omnilit.models.blocks import decoder_blocks
 from omnilit.models.build import build_meta
 from omnilit.models.compilation import compile_blocks
 from omnilit.models.experts import spread_experts
-from omnilit.models.weights import gather_weights, initial_tensors, load_weights
+from omnilit.models.weights import Delivery, gather_weights, initial_tensors, load_weights
 from omnilit.optim.build import build_optimizer
 from omnilit.parallel.materialize import named_tensors
 from omnilit.parallel.mesh import ParallelSizes, Topology
@@ -60,9 +60,9 @@ def check_values(folder: Path) -> int:
         trained = named_tensors(tiny(family, **over))
         drawn = dict(initial_tensors(build_meta(tiny_config(family), dtype=torch.float32), seed=5))
         for sizes in (OUTSIDE, COPIES):
-            for from_rank0 in (True, False):
+            for delivery in (Delivery(max_bytes=1000), Delivery(from_rank0=False)):
                 for source, expected in ((None, drawn), (path, trained)):
-                    found = held(family, sizes, over, path=source, from_rank0=from_rank0)
+                    found = held(family, sizes, over, path=source, delivery=delivery)
                     assert all(torch.equal(t, expected[n]) for n, t in found.items()), family
                     num_compared += len(found)
     odd = dict(initial_tensors(build_meta(tiny_config("qwen3_moe", **ODD), dtype=torch.float32), seed=5))
