@@ -32,7 +32,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from omnilit.logging import get_logger
 from omnilit.models.weight_report import Mismatch, judge, unreadable
-from omnilit.parallel.materialize import copy_part, named_tensors, own_part
+from omnilit.parallel.materialize import Part, copy_part, named_tensors, own_part
 
 MIB: Final = 2**20
 log = get_logger(__name__)
@@ -108,10 +108,14 @@ class Files:
     tensors: dict[str, StoredTensor]
     read_bytes: int = 0
 
-    def read(self, name: str, part: Any = ..., dtype: torch.dtype | None = None) -> Tensor:
-        """A part of one tensor."""
-        tensor = self.tensors[name][part or ...]  # a scalar has no slices
+    def read(self, name: str, part: Part = (), dtype: torch.dtype | None = None) -> Tensor:
+        """A part of one tensor; all of it by default."""
+        spans = tuple(p if isinstance(p, slice) else _span(p) for p in part)
+        tensor = self.tensors[name][spans or ...]  # a scalar has no slices
         self.read_bytes += tensor.numel() * tensor.element_size()
+        for dim, positions in enumerate(part):
+            if isinstance(positions, Tensor):  # not of one piece, which files cannot be asked for
+                tensor = tensor.index_select(dim, positions - positions[0])
         return tensor.to(dtype)
 
 
@@ -302,10 +306,11 @@ def _own_parts(
         ((source, *_), *_) = recipe.sources.values()
         yield recipe.first, files.read(source, parts[recipe.first])
         return
-    rows = slice(None)
+    rows: slice | Tensor = slice(None)
     if recipe.keeps_rows():
         rows, *others = parts[recipe.first]
         parts = {recipe.first: (slice(None), *others)}
+    assert isinstance(rows, slice), "experts are never split in a way that skips some"
     dtype = parameters[next(iter(parts))].dtype
     tensors = {
         pattern: [files.read(name, dtype=dtype) for name in names[rows]]
@@ -314,6 +319,10 @@ def _own_parts(
     made = recipe.make(tensors, blueprint)
     for name, part in parts.items():
         yield name, made[name][part]
+
+
+def _span(positions: Tensor) -> slice:
+    return slice(int(positions[0]), int(positions[-1]) + 1)
 
 
 def _local(parameter: Tensor) -> Tensor:

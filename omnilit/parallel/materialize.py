@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard  # pyright: ignore[reportPrivateUsage] - FSDP2's own
 
 from omnilit.errors import OmniError
 from omnilit.parallel.collectives import is_distributed, raise_together
 
 END, FAILED = -1, -2  # what rank 0 sends in place of a tensor's number
 MAX_LISTED = 8
+Part: TypeAlias = tuple[slice | Tensor, ...]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -38,20 +40,43 @@ def fill_parameter(parameter: Tensor, full: Tensor) -> None:
         copy_part(parameter, full[part])
 
 
-def own_part(parameter: Tensor) -> tuple[slice, ...] | None:
+def own_part(parameter: Tensor) -> Part | None:
     """Which part of the whole tensor this rank holds; None for a rank that holds nothing.
 
     Args:
         parameter: A tensor, or a DTensor with any sharded or replicated placements.
+
+    Returns:
+        What to index the whole tensor with, one item a dimension: a slice or, where the part is
+        not of one piece, as of joined matrices that are each split, all positions.
     """
     if not isinstance(parameter, DTensor):
         return tuple(slice(0, size) for size in parameter.shape)
-    sizes, offsets = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    if not all(sizes):  # a rank beyond the last row
+    whole = [torch.arange(size) for size in parameter.shape]
+    place = parameter.device_mesh.get_coordinate()
+    assert place is not None, "this rank is not in the parameter's mesh"
+    for axis, placement in enumerate(parameter.placements):
+        size = parameter.device_mesh.size(axis)
+        if isinstance(placement, _StridedShard):
+            blocks = _cut(whole[placement.dim], int(placement.split_factor))
+            own = torch.cat([_cut(block, size)[place[axis]] for block in blocks])
+            whole[placement.dim] = own
+        elif isinstance(placement, Shard):
+            whole[placement.dim] = _cut(whole[placement.dim], size)[place[axis]]
+    if not all(map(len, whole)):  # a rank beyond the last row
         return None
-    return tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
+    return tuple(map(_as_slice, whole))
+
+
+def _cut(positions: Tensor, number: int) -> list[Tensor]:
+    """As many parts as asked for, the last ones smaller or empty: torch's way to shard."""
+    size = -(-len(positions) // number)
+    return [positions[n * size : (n + 1) * size] for n in range(number)]
+
+
+def _as_slice(positions: Tensor) -> slice | Tensor:
+    first, last = int(positions[0]), int(positions[-1])
+    return slice(first, last + 1) if last - first + 1 == len(positions) else positions
 
 
 def copy_part(parameter: Tensor, part: Tensor) -> None:
