@@ -1,0 +1,47 @@
+"""DTensors of which a rank holds several pieces: joined matrices that are each split over ranks.
+
+Torch's checkpoints know one piece a rank, given by where it begins, and would store the others in
+places that are not theirs. So such tensors change, on their way out and in, to a layout that has
+one piece a rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard  # pyright: ignore[reportPrivateUsage] - FSDP2's own
+
+
+def is_in_pieces(tensor: Tensor) -> bool:
+    """Whether some rank's part of `tensor` is not one block of it; the same on every rank."""
+    if not isinstance(tensor, DTensor):
+        return False
+    for axis, placement in enumerate(tensor.placements):
+        rest = tensor.placements[axis + 1 :]
+        if isinstance(placement, _StridedShard) and not any(
+            # What FSDP2 has cut, a further cut of the same dimension makes whole
+            isinstance(other, Shard) and other.dim == placement.dim
+            for other in rest
+        ):
+            return True
+    return False
+
+
+def in_one_piece(tensor: Tensor) -> Tensor:
+    """The same values with one block a rank; the tensor itself where it has one; ranks all call."""
+    if not isinstance(tensor, DTensor) or not is_in_pieces(tensor):
+        return tensor
+    placements = [Shard(p.dim) if isinstance(p, _StridedShard) else p for p in tensor.placements]
+    return tensor.redistribute(placements=placements)
+
+
+def take_from_one_piece(tensor: Tensor, moved: Tensor) -> None:
+    """Write into `tensor` what `in_one_piece` made of it, or what that was changed to since."""
+    if moved is tensor:
+        return
+    assert isinstance(tensor, DTensor)
+    assert isinstance(moved, DTensor)
+    with torch.no_grad():
+        back = moved.redistribute(placements=tensor.placements)
+        tensor.to_local().copy_(back.to_local())
