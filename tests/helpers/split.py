@@ -1,0 +1,47 @@
+"""Tiny models spread over meshes, as a run assembles them."""
+
+from __future__ import annotations
+
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedModel
+
+from omnilit.config import GradientCheckpointingConfig, OpsImplementationConfig
+from omnilit.kernels.machine import Machine
+from omnilit.kernels.resolve import resolve_kernels
+from omnilit.models.bind import Binding, bind_kernels
+from omnilit.models.blocks import decoder_blocks
+from omnilit.models.recompute import enable_recomputation
+from omnilit.models.tensor_parallel import choose_split_head, split_model
+from omnilit.parallel.fsdp import shard_model
+from omnilit.parallel.mesh import ParallelSizes, Topology
+
+CPU = torch.device("cpu")
+
+
+def topology_of(**sizes: int | bool) -> Topology:
+    """The meshes of all ranks; every rank calls."""
+    return Topology.build(ParallelSizes(**sizes), CPU)
+
+
+def spread(
+    model: PreTrainedModel,
+    topology: Topology,
+    *,
+    recompute: GradientCheckpointingConfig | None = None,
+) -> Binding:
+    """Bind kernels to a model, split its matrices and shard it, in the order of assembly."""
+    kernels = resolve_kernels(OpsImplementationConfig(), given=frozenset(), machine=Machine("cpu"))
+    is_split = topology.sizes.tp_size > 1
+    binding = bind_kernels(model, choose_split_head(kernels) if is_split else kernels)
+    if is_split:
+        split_model(model, topology.tp)
+    enable_recomputation(model, recompute or GradientCheckpointingConfig(enable=False))
+    shard_model(
+        model,
+        units=decoder_blocks(model),
+        mesh=topology.fsdp,
+        policy=MixedPrecisionPolicy(),
+        reshard_after_forward=True,
+    )
+    return binding
