@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -22,6 +21,7 @@ from omnilit.models.own_weights import read_own_weights
 from omnilit.models.weight_report import KEY, Mismatch, judge, listed, unreadable
 from omnilit.parallel.collectives import is_distributed, raise_together
 from omnilit.parallel.materialize import fill, named_tensors
+from omnilit.parallel.pieces import gather
 
 
 def initial_tensors(
@@ -313,8 +313,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in named_tensors(model).items():
         if name not in saved:
             continue
-        full = tensor.detach()
-        full = full.full_tensor() if isinstance(full, DTensor) else full
+        full = gather(tensor.detach())
         if is_first:
             gathered[name] = full.to("cpu", copy=True)
     return gathered

@@ -1,16 +1,21 @@
-"""DTensors of which a rank holds several pieces: joined matrices that are each split over ranks.
+"""DTensors whose parts lie in no simple order: those of matrices that are split, then sharded.
 
-Torch's checkpoints know one piece a rank, given by where it begins, and would store the others in
-places that are not theirs. So such tensors change, on their way out and in, to a layout that has
-one piece a rank.
+Of joined matrices that are each split, a rank holds several pieces. Torch's checkpoints know one
+piece a rank, given by where it begins, and would store the others in places that are not theirs.
+So such tensors change, on their way out and in, to a layout that has one piece a rank.
 """
 
 from __future__ import annotations
+
+import logging
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard  # pyright: ignore[reportPrivateUsage] - FSDP2's own
+
+_TORCH_LOG: Final = logging.getLogger("torch.distributed.tensor._redistribute")
 
 
 def is_in_pieces(tensor: Tensor) -> bool:
@@ -45,3 +50,15 @@ def take_from_one_piece(tensor: Tensor, moved: Tensor) -> None:
     with torch.no_grad():
         back = moved.redistribute(placements=tensor.placements)
         tensor.to_local().copy_(back.to_local())
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, sharded or not; every rank calls."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    level = _TORCH_LOG.level
+    _TORCH_LOG.setLevel(logging.ERROR)  # else it advises against two gathers on every rank
+    try:
+        return tensor.full_tensor()
+    finally:
+        _TORCH_LOG.setLevel(level)
