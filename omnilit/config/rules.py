@@ -12,6 +12,7 @@ from omnilit.config import (
     data_rules,
     optimizer_rules,
     parallel_rules,
+    tensor_rules,
     watch_rules,
 )
 from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
@@ -105,6 +106,8 @@ def _parallel_rules() -> list[Rule]:
             for field in parallel_rules.FSDP2_ONLY
         ),
         Rule(options, parallel_rules.debugging_is_not_reentrant),
+        Rule((tensor_rules.TP, tensor_rules.HEAD), tensor_rules.head_takes_a_part),
+        Rule((tensor_rules.TP, tensor_rules.COMPILE), tensor_rules.compiled_blocks_are_whole),
     ]
 
 

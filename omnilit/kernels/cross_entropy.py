@@ -96,8 +96,7 @@ def chunk_loss(
     """
     num_rows, vocab = max(1, hidden_RD.shape[0]), weight_VD.shape[0]  # no row may be supervised
     if num_rows * vocab > MAX_LOGITS:
-        num_rows = CHUNK_LOGITS // vocab
-    num_rows = max(1, num_rows)  # of none, too, chunks have a length
+        num_rows = max(1, CHUNK_LOGITS // vocab)
     return chunked(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows, parts)
 
 

@@ -22,38 +22,37 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
+from omnilit.config import tensor_rules
 from omnilit.errors import ConfigError, Problem
 from omnilit.kernels.resolve import Choice, KernelSet
-from omnilit.kernels.slots import SLOTS
 from omnilit.models import head
-from omnilit.models.attention import is_attention
 from omnilit.models.families.tensor_plans import SHARED_BIAS, plan_of
 from omnilit.parallel.replicated import sum_gradients, sum_values
 
 KEY: Final = "train.accelerator.tp_size"
-# Kernels of the head's loss that can do with a part of the vocabulary.
-SPLIT_HEADS: Final = ("chunk_loss", "npu")
 OWN_HEADS: Final = "replicated_with_grad_allreduce"  # a norm over the heads that a rank has
-HEADS: Final = ("num_attention_heads", "num_key_value_heads")
 MAX_LISTED: Final = 4
 
 
-def choose_split_head(kernels: KernelSet) -> KernelSet:
-    """The same kernels with a head's loss that takes a part of the vocabulary.
+def fit_kernels(kernels: KernelSet, *, tp_size: int, is_compiled: bool) -> KernelSet:
+    """The same kernels with a head's loss that takes a part of the vocabulary, where it is split.
+
+    Args:
+        kernels: As chosen for this machine.
+        tp_size: Ranks that split each matrix.
+        is_compiled: Whether blocks are to be compiled.
 
     Raises:
-        ConfigError: Another one was given by name.
+        ConfigError: Another one was given by name, or blocks are to be split and compiled.
     """
+    if problems := tensor_rules.compile_problems(tp_size=tp_size, is_compiled=is_compiled):
+        raise ConfigError.of(problems)
     choice = kernels.choices[head.FIELD]
-    if choice.backend in SPLIT_HEADS:
+    if tp_size == 1 or choice.backend in tensor_rules.SPLIT_HEADS:
         return kernels
     if choice.is_given:
-        raise ConfigError(
-            key=SLOTS[head.FIELD].key,
-            problem=f"{choice.backend!r} needs the whole vocabulary, which tp_size splits",
-            fix=f"leave it out, or set it to {' or '.join(SPLIT_HEADS)}",
-        )
-    why = f"{choice.backend} needs the whole vocabulary, which tp_size splits"
+        raise ConfigError.of([tensor_rules.whole_head(choice.backend)])
+    why = f"{choice.backend} {tensor_rules.NEEDS_ALL}"
     own = Choice("chunk_loss", why, is_given=False)
     return replace(kernels, choices=MappingProxyType({**kernels.choices, head.FIELD: own}))
 
@@ -63,16 +62,16 @@ def split_model(model: PreTrainedModel, mesh: DeviceMesh, *, with_experts: bool 
 
     Args:
         model: Kernels are bound; not yet sharded by FSDP2.
-        mesh: One axis, of ranks that are given the same micro-batches.
+        mesh: One axis, of ranks that are given the same micro-batches; nothing is split over one.
         with_experts: Split experts too; false where expert parallelism spreads them.
 
     Raises:
-        ConfigError: There is no plan for this model, or something does not divide.
+        ConfigError: Something cannot be split into equal parts.
     """
+    if mesh.size() == 1:
+        return
     plan = _read_plan(model, with_experts=with_experts)
-    problems = [*_wrong_ends(model), *_uneven_heads(model, plan, mesh.size())]
-    problems += problems or _uneven_matrices(model, plan, mesh.size())
-    if problems:
+    if problems := _unsplittable(model, plan, mesh.size()):
         raise ConfigError.of(problems)
     group = mesh.get_group()
     for name, style in list(plan.items()):
@@ -99,57 +98,35 @@ def _read_plan(model: PreTrainedModel, *, with_experts: bool) -> dict[str, str]:
     left_out = [name for name, module in model.named_modules() if module in ends]
     if not with_experts:
         left_out += _expand(model, model.ep_plan)
-    plan = {
+    return {
         name: style
         for name, style in plan.items()
         if not any(name == own or name.startswith(f"{own}.") for own in left_out)
     }
-    if not plan:
-        raise ConfigError(
-            key=KEY,
-            problem=f"{type(model).__name__} has no plan for splitting its matrices (tp_plan)",
-            fix="leave tp_size out, or train a model that has one",
-        )
-    return plan
 
 
 def _expand(model: PreTrainedModel, plan: Mapping[str, str]) -> dict[str, str]:
     return model._expand_parallel_plan(dict(plan))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
-def _wrong_ends(model: PreTrainedModel) -> Iterator[Problem]:
+def _unsplittable(model: PreTrainedModel, plan: Mapping[str, str], size: int) -> list[Problem]:
+    """What cannot be split into equal parts; heads were checked with the model's numbers."""
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding):
         problem = f"the input embeddings of {type(model).__name__} are {type(embeddings).__name__}"
-        yield Problem(KEY, f"{problem}, which cannot be split", "leave tp_size out")
-
-
-def _uneven_heads(model: PreTrainedModel, plan: Mapping[str, str], size: int) -> Iterator[Problem]:
-    """Heads that cannot be dealt out, where the plan deals out heads."""
-    attention = [f"{name}." for name, module in model.named_modules() if is_attention(module)]
-    inside = {style for name, style in plan.items() if name.startswith(tuple(attention))}
-    if "colwise" not in inside:  # whose output is this rank's heads
-        return
-    config = model.config.get_text_config()
-    for name in HEADS:
-        number = getattr(config, name, None) or size
-        if number % size:
-            yield _does_not_divide(f"the {number} heads of {name}", size)
-
-
-def _uneven_matrices(model: PreTrainedModel, plan: Mapping[str, str], size: int) -> list[Problem]:
-    """Dimensions that cannot be split into equal parts."""
+        return [Problem(KEY, f"{problem}, which cannot be split", "leave tp_size out")]
     found: dict[str, None] = {}
-    vocabulary = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
-    if vocabulary % size:
-        found[f"the vocabulary of {vocabulary} tokens"] = None
+    if embeddings.num_embeddings % size:
+        found[f"the vocabulary of {embeddings.num_embeddings} tokens"] = None
     for name, parameter in model.named_parameters():
         dim, parts = _split_dimension(name, parameter, plan.get(name, ""))
         if dim is not None and parameter.shape[dim] % (size * parts):
             last = ".".join(name.split(".")[-2:])
-            of_each = f", {parts} in one," if parts > 1 else ""
-            found[f"dimension {dim} of {last}{of_each} with {parameter.shape[dim]} entries"] = None
-    return [_does_not_divide(what, size) for what in list(found)[:MAX_LISTED]]
+            entries = f"{parameter.shape[dim]} entries" + (f", {parts} matrices" * (parts > 1))
+            found[f"dimension {dim} of {last} ({entries})"] = None
+    fix = "choose a tp_size that can"
+    listed = list(found)[:MAX_LISTED]
+    return [Problem(KEY, f"{size} ranks cannot split {what} evenly", fix) for what in listed]
 
 
 def _split_dimension(name: str, parameter: Tensor, style: str) -> tuple[int | None, int]:
@@ -160,10 +137,6 @@ def _split_dimension(name: str, parameter: Tensor, style: str) -> tuple[int | No
     if "rowwise" in style and not name.endswith(".bias"):
         return parameter.ndim - 1, parts
     return None, parts
-
-
-def _does_not_divide(what: str, size: int) -> Problem:
-    return Problem(KEY, f"{size} ranks cannot split {what} evenly", "choose a tp_size that can")
 
 
 def _sum_shares(module: nn.Module, attribute: str, group: ProcessGroup, *, share: int) -> None:

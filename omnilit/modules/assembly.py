@@ -18,7 +18,7 @@ from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
-from omnilit.models.tensor_parallel import choose_split_head, split_model
+from omnilit.models.tensor_parallel import fit_kernels, split_model
 from omnilit.models.weights import load_buffers, load_weights
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_model
@@ -85,10 +85,9 @@ class AssembledModel:
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
     """Build, bind, shard and fill one model; every rank calls.
 
-    The order is fixed: kernels are bound to plain modules, tensor parallelism splits those and
-    carries on what was bound, recomputation wraps both,
-    what is compiled holds both, sharding comes last before memory is taken, and weights go
-    straight into the shards.
+    The order is fixed: kernels are bound to plain modules, those are split with what was bound,
+    recomputation wraps it, what is compiled holds all of that, sharding comes last before memory
+    is taken, and weights go straight into the shards.
 
     Raises:
         ConfigError: The model, its kernels or its weights cannot be used as asked.
@@ -105,11 +104,10 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     )
     flops = count_flops(model)
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
-    is_split = topology.sizes.tp_size > 1
-    kernels = choose_split_head(kernels) if is_split else kernels
+    sizes = topology.sizes
+    kernels = fit_kernels(kernels, tp_size=sizes.tp_size, is_compiled=train.enable_compile)
     binding = bind_kernels(model, kernels)
-    if is_split:
-        split_model(model, topology.tp, with_experts=topology.sizes.ep_size == 1)
+    split_model(model, topology.tp, with_experts=sizes.ep_size == 1)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
@@ -12,14 +14,14 @@ from omnilit.kernels.resolve import resolve_kernels
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.recompute import enable_recomputation
-from omnilit.models.tensor_parallel import choose_split_head, split_model
+from omnilit.models.tensor_parallel import fit_kernels, split_model
 from omnilit.parallel.fsdp import shard_model
 from omnilit.parallel.mesh import ParallelSizes, Topology
 
 CPU = torch.device("cpu")
 
 
-def topology_of(**sizes: int | bool) -> Topology:
+def topology_of(**sizes: Any) -> Topology:
     """The meshes of all ranks; every rank calls."""
     return Topology.build(ParallelSizes(**sizes), CPU)
 
@@ -32,10 +34,9 @@ def spread(
 ) -> Binding:
     """Bind kernels to a model, split its matrices and shard it, in the order of assembly."""
     kernels = resolve_kernels(OpsImplementationConfig(), given=frozenset(), machine=Machine("cpu"))
-    is_split = topology.sizes.tp_size > 1
-    binding = bind_kernels(model, choose_split_head(kernels) if is_split else kernels)
-    if is_split:
-        split_model(model, topology.tp)
+    kernels = fit_kernels(kernels, tp_size=topology.sizes.tp_size, is_compiled=False)
+    binding = bind_kernels(model, kernels)
+    split_model(model, topology.tp)
     enable_recomputation(model, recompute or GradientCheckpointingConfig(enable=False))
     shard_model(
         model,
