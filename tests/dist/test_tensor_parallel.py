@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from omnilit.config import GradientCheckpointingConfig
+from omnilit.config import GradientCheckpointingConfig, OpsImplementationConfig
+from omnilit.kernels.slots import MOE, ROTARY, SWIGLU
 from omnilit.models import tensor_parallel
 from omnilit.parallel import vocabulary
 from omnilit.parallel.fsdp import set_gradient_sync
@@ -67,9 +69,9 @@ def train_alone(family):
     return result_of(model, loss)
 
 
-def train_split(family, recompute=None, **sizes):
+def train_split(family, options=None, **sizes):
     topology, model = topology_of(**sizes), tiny(family)
-    binding = spread(model, topology, recompute=recompute)
+    binding = spread(model, topology, **(options or {}))
     batches, tokens = micro_batches()
     own = batches[topology.data_rank :: topology.data_size]
     total = torch.zeros(())
@@ -84,7 +86,7 @@ def train_split(family, recompute=None, **sizes):
 
 
 def train_cases(cases):
-    return [train_split(family, recompute, **sizes) for family, recompute, sizes in cases]
+    return [train_split(family, options, **sizes) for family, options, sizes in cases]
 
 
 def check(cases, num_ranks, tmp_path):
@@ -117,16 +119,52 @@ def test_shards_of_split_matrices_and_accumulated_gradients_equal_one_process(tm
     check(FOUR, 4, tmp_path)
 
 
+RECOMPUTED = {"recompute": GradientCheckpointingConfig(enable=True)}
+REENTRANT = {"recompute": GradientCheckpointingConfig(enable=True, enable_reentrant=True)}
 RECOMPUTE = (
-    ("qwen3", GradientCheckpointingConfig(enable=True), TP),
-    ("gpt_oss", GradientCheckpointingConfig(enable=True), TP),
-    ("qwen3_moe", GradientCheckpointingConfig(enable=True), TP),
-    ("qwen3", GradientCheckpointingConfig(enable=True, enable_reentrant=True), TP),
+    ("qwen3", RECOMPUTED, TP),
+    ("gpt_oss", RECOMPUTED, TP),
+    ("qwen3_moe", RECOMPUTED, TP),
+    ("qwen3", REENTRANT, TP),
 )
 
 
 def test_recomputed_blocks_that_are_split_equal_one_process(tmp_path):
     check(RECOMPUTE, 2, tmp_path)
+
+
+def train_with_everything_bound():
+    """Kernels of our own in every slot that could otherwise be left to the model's code."""
+    SWIGLU.register("ours", "omnilit.kernels.swiglu:eager")
+    ROTARY.register("ours", "omnilit.kernels.rope:eager")
+    MOE.register("ours", "omnilit.kernels.moe:eager")
+    dense = {"swiglu_mlp_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
+    experts = {"moe_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
+    ops = {"llama": dense, "qwen3_moe": experts}
+    return {
+        family: train_split(family, {"ops": OpsImplementationConfig(**fields)}, **TP)
+        for family, fields in ops.items()
+    }
+
+
+def test_bound_kernels_work_on_the_heads_and_columns_of_a_rank(tmp_path):
+    expected = {family: train_alone(family) for family in ("llama", "qwen3_moe")}
+    for found in run_ranks(train_with_everything_bound, 2, tmp_path=tmp_path):
+        for family, result in expected.items():
+            compare(found[family].gradients, result.gradients, RTOL)
+
+
+def train_in_bfloat16():
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return train_split("qwen3_tied", {"policy": policy}, **TP)
+
+
+def test_split_matrices_compute_in_bfloat16(tmp_path):
+    expected = train_alone("qwen3_tied")
+    for found in run_ranks(train_in_bfloat16, 2, tmp_path=tmp_path):
+        # bfloat16 rounds to 8 bits, and weights as wide as these add up a few such roundings
+        assert found.loss == pytest.approx(expected.loss, rel=2e-2)
+        assert found.norm == pytest.approx(expected.norm, rel=5e-2)
 
 
 def break_on_purpose():

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from omnilit.config import GradientCheckpointingConfig, OpsImplementationConfig
 from omnilit.kernels.machine import Machine
-from omnilit.kernels.resolve import resolve_kernels
+from omnilit.kernels.resolve import changed_fields, resolve_kernels
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.recompute import enable_recomputation
@@ -31,9 +31,12 @@ def spread(
     topology: Topology,
     *,
     recompute: GradientCheckpointingConfig | None = None,
+    ops: OpsImplementationConfig | None = None,
+    policy: MixedPrecisionPolicy | None = None,
 ) -> Binding:
     """Bind kernels to a model, split its matrices and shard it, in the order of assembly."""
-    kernels = resolve_kernels(OpsImplementationConfig(), given=frozenset(), machine=Machine("cpu"))
+    ops = ops or OpsImplementationConfig()
+    kernels = resolve_kernels(ops, given=changed_fields(ops), machine=Machine("cpu"))
     kernels = fit_kernels(kernels, tp_size=topology.sizes.tp_size, is_compiled=False)
     binding = bind_kernels(model, kernels)
     split_model(model, topology.tp)
@@ -42,7 +45,7 @@ def spread(
         model,
         units=decoder_blocks(model),
         mesh=topology.fsdp,
-        policy=MixedPrecisionPolicy(),
+        policy=policy or MixedPrecisionPolicy(),
         reshard_after_forward=True,
     )
     return binding
