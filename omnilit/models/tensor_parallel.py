@@ -73,15 +73,14 @@ def split_model(model: PreTrainedModel, mesh: DeviceMesh, *, with_experts: bool 
     plan = _read_plan(model, with_experts=with_experts)
     if problems := _unsplittable(model, plan, mesh.size()):
         raise ConfigError.of(problems)
-    group = mesh.get_group()
+    group, modules = mesh.get_group(), dict(model.named_modules())
     for name, style in list(plan.items()):
         if style == SHARED_BIAS:
             owner, _, attribute = name.rpartition(".")
-            _sum_shares(model.get_submodule(owner), attribute, group, share=mesh.size())
-        elif style == OWN_HEADS and name in dict(model.named_modules()):
-            module = model.get_submodule(name)
-            for attribute, _ in module.named_parameters(recurse=False):
-                _sum_shares(module, attribute, group, share=1)
+            _sum_shares(modules[owner], attribute, group, share=mesh.size())
+        elif style == OWN_HEADS and name in modules:
+            for attribute, _ in modules[name].named_parameters(recurse=False):
+                _sum_shares(modules[name], attribute, group, share=1)
         else:
             continue
         del plan[name]
@@ -120,6 +119,10 @@ def _unsplittable(model: PreTrainedModel, plan: Mapping[str, str], size: int) ->
         found[f"the vocabulary of {embeddings.num_embeddings} tokens"] = None
     for name, parameter in model.named_parameters():
         dim, parts = _split_dimension(name, parameter, plan.get(name, ""))
+        if dim == 0 and parts > 1 and parameter.ndim > 1:
+            # FSDP2 cuts the same dimension, and would take rows of one matrix for the other's
+            problem = f"{name} holds {parts} matrices in rows, which cannot be split and sharded"
+            return [Problem(KEY, problem, "leave tp_size out")]
         if dim is not None and parameter.shape[dim] % (size * parts):
             last = ".".join(name.split(".")[-2:])
             entries = f"{parameter.shape[dim]} entries" + (f", {parts} matrices" * (parts > 1))

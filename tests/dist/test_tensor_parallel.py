@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ FAMILIES = (
     "qwen3_tied",
     "gemma2",
     "gemma3",
+    "phi",  # its head has a bias
     "phi3",
     "gpt_oss",
     "qwen3_moe",
@@ -138,8 +140,8 @@ def train_with_everything_bound():
     SWIGLU.register("ours", "omnilit.kernels.swiglu:eager")
     ROTARY.register("ours", "omnilit.kernels.rope:eager")
     MOE.register("ours", "omnilit.kernels.moe:eager")
-    dense = {"swiglu_mlp_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
-    experts = {"moe_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
+    dense: dict[str, Any] = {"swiglu_mlp_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
+    experts: dict[str, Any] = {"moe_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
     ops = {"llama": dense, "qwen3_moe": experts}
     return {
         family: train_split(family, {"ops": OpsImplementationConfig(**fields)}, **TP)

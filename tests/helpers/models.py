@@ -78,6 +78,7 @@ _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         **BASE, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
     ),
     "gemma2": lambda: hf.Gemma2Config(**BASE, sliding_window=8),  # caps scores and logits
+    "phi": lambda: hf.PhiConfig(**_without("head_dim")),  # a bias everywhere, in the head too
     "phi3": lambda: hf.Phi3Config(**_without("head_dim")),  # projections joined in one matrix
     "gpt_oss": _gpt_oss,
     "deepseek_v2": _deepseek_v2,

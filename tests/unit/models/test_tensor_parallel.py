@@ -82,6 +82,13 @@ def test_embeddings_of_another_kind_are_refused(mesh: DeviceMesh):
         split_model(model, mesh)
 
 
+def test_joined_matrices_whose_rows_fsdp2_would_shard_too_are_refused(mesh: DeviceMesh):
+    model = build_meta(tiny_config("phi3"), dtype=torch.float32)
+    model.tp_plan = {"model.layers.*.mlp.gate_up_proj": "packed_colwise"}
+    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.gate_up_proj\.weight holds 2 matrices"):
+        split_model(model, mesh)
+
+
 def test_experts_can_be_left_to_expert_parallelism(mesh: DeviceMesh):
     model = build_meta(tiny_config("gpt_oss", num_key_value_heads=4), dtype=torch.float32)
     before = {name: module.forward for name, module in model.named_modules() if "experts" in name}
