@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from omnilit.errors import CheckpointError
 from omnilit.parallel.collectives import is_distributed
+from omnilit.parallel.pieces import in_one_piece, take_from_one_piece
 
 MODEL: Final = "model"
 OPTIMIZER: Final = "optimizer"
@@ -34,10 +35,11 @@ def named_state(
     """All parameters, saved buffers and moments under the names of a checkpoint.
 
     Args:
-        models: By the name that loading will use.
+        models: By the name that loading will use; every rank calls.
         optimizers: Over parameters of `models`; what they have no state for yet is left out.
     """
-    return {**_model_state(models), **_optimizer_state(models, optimizers)}
+    state = {**_model_state(models), **_optimizer_state(models, optimizers)}
+    return {name: in_one_piece(tensor) for name, tensor in state.items()}
 
 
 def copy_to_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,11 +138,14 @@ def _read_tensors(
 ) -> None:
     _check_shapes(state, stored)
     reader = FileSystemReader(folder)
+    read = {name: in_one_piece(tensor) for name, tensor in state.items()}
     try:
         with _one_process_is_fine():
-            load(dict(state), storage_reader=reader, no_dist=not is_distributed())
+            load(dict(read), storage_reader=reader, no_dist=not is_distributed())
     except CheckpointException as error:
         raise CheckpointError(f"{folder} cannot be read: {_reasons(error)}") from error
+    for name, tensor in state.items():
+        take_from_one_piece(tensor, read[name])
 
 
 @contextmanager

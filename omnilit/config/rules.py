@@ -12,6 +12,7 @@ from omnilit.config import (
     data_rules,
     optimizer_rules,
     parallel_rules,
+    tensor_rules,
     watch_rules,
 )
 from omnilit.config.ranges import NAMES, RANGES, check_name, check_range
@@ -107,6 +108,8 @@ def _parallel_rules() -> list[Rule]:
         Rule(options, parallel_rules.debugging_is_not_reentrant),
         Rule((parallel_rules.FROM_RANK0, parallel_rules.CHUNK), parallel_rules.chunks_are_sent),
         Rule((parallel_rules.MOVED, parallel_rules.KEPT), parallel_rules.activations_have_a_limit),
+        Rule((tensor_rules.TP, tensor_rules.HEAD), tensor_rules.head_takes_a_part),
+        Rule((tensor_rules.TP, tensor_rules.COMPILE), tensor_rules.compiled_blocks_are_whole),
     ]
 
 

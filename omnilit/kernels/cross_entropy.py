@@ -45,6 +45,28 @@ class HeadKernel(Protocol):
         ...
 
 
+class VocabularyParts(Protocol):
+    """Ranks that each hold some rows of a head's weight, as the kernel sees them."""
+
+    @property
+    def first(self) -> int:
+        """The token id of this rank's first row."""
+        ...
+
+    def join(self, norms_R: Tensor, picked_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-normalisers over the whole vocabulary, and the logits of all targets.
+
+        Args:
+            norms_R: Log-normalisers over this rank's part.
+            picked_R: Logits of the targets that lie in it, 0 for the others.
+        """
+        ...
+
+    def sum(self, grad_RD: Tensor) -> Tensor:
+        """The hidden states' gradient, to which each rank adds that of its part."""
+        ...
+
+
 def eager(
     hidden_RD: Tensor,
     weight_VD: Tensor,
@@ -65,15 +87,17 @@ def chunk_loss(
     *,
     bias_V: Tensor | None = None,
     softcap: float | None = None,
+    parts: VocabularyParts | None = None,
 ) -> Tensor:
     """All logits at once up to MAX_LOGITS of them, in chunks above; see `HeadKernel`.
 
-    Chunks compute the logits twice, so small problems keep theirs for backward instead.
+    Chunks compute the logits twice, so small problems keep theirs for backward instead. With
+    `parts`, weight and bias are this rank's rows, and logits of others are never seen here.
     """
     num_rows, vocab = max(1, hidden_RD.shape[0]), weight_VD.shape[0]  # no row may be supervised
     if num_rows * vocab > MAX_LOGITS:
         num_rows = max(1, CHUNK_LOGITS // vocab)
-    return chunked(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)
+    return chunked(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows, parts)
 
 
 def chunked(
@@ -83,13 +107,15 @@ def chunked(
     bias_V: Tensor | None,
     softcap: float | None,
     num_rows: int,
+    parts: VocabularyParts | None = None,
 ) -> Tensor:
-    """As `HeadKernel`, with the logits of `num_rows` rows in memory at a time, backward too.
+    """As `chunk_loss`, with the logits of `num_rows` rows in memory at a time, backward too.
 
     Where that is all rows, their logits are kept for backward, in the dtype of the weights.
     """
     # torch does not type Function.apply
-    return _Chunked.apply(hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows)  # type: ignore[return-value]
+    arguments = hidden_RD, weight_VD, targets_R, bias_V, softcap, num_rows, parts
+    return _Chunked.apply(*arguments)  # type: ignore[return-value]
 
 
 def _cap(logits: Tensor, softcap: float | None) -> Tensor:
@@ -118,24 +144,29 @@ class _Chunked(torch.autograd.Function):
         bias_V: Tensor | None,
         softcap: float | None,
         num_rows: int,
+        parts: VocabularyParts | None,
     ) -> Tensor:
-        losses = hidden_RD.new_empty(targets_R.shape, dtype=torch.float32)
-        norms = torch.empty_like(losses)
+        picked = hidden_RD.new_empty(targets_R.shape, dtype=torch.float32)
+        norms = torch.empty_like(picked)
+        is_ignored = targets_R == IGNORE
+        targets_R = targets_R - (parts.first if parts is not None else 0)
         kept: Tensor | None = None
         for start in range(0, hidden_RD.shape[0], num_rows):
             rows = slice(start, start + num_rows)
             kept = linear(hidden_RD[rows], weight_VD, bias_V)
-            _read(kept, targets_R[rows], softcap, losses[rows], norms[rows])
+            _read(kept, targets_R[rows], softcap, picked[rows], norms[rows])
         if hidden_RD.shape[0] > num_rows:
             kept = None
-        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, bias_V, norms, kept)
-        ctx.softcap, ctx.num_rows = softcap, num_rows
-        return losses.masked_fill_(targets_R == IGNORE, 0.0)
+        if parts is not None:
+            norms, picked = parts.join(norms, picked)
+        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, is_ignored, bias_V, norms, kept)
+        ctx.softcap, ctx.num_rows, ctx.parts = softcap, num_rows, parts
+        return (norms - picked).masked_fill_(is_ignored, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_RD, weight_VD, targets_R, bias_V, norm_R, kept = ctx.saved_tensors
-        grad_R = grads[0].masked_fill(targets_R == IGNORE, 0.0)
+        hidden_RD, weight_VD, targets_R, is_ignored, bias_V, norm_R, kept = ctx.saved_tensors
+        grad_R = grads[0].masked_fill(is_ignored, 0.0)
         grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
 
         def read(rows: slice) -> Tensor:
@@ -146,7 +177,7 @@ class _Chunked(torch.autograd.Function):
         if kept is not None:
             grad = read(slice(None))
             grad_hidden, grad_weight = grad @ weight_VD, grad.t() @ hidden_RD
-            return grad_hidden, grad_weight, None, _like(grad_bias, bias_V), None, None
+            return _results(ctx, grad_hidden, grad_weight, _like(grad_bias, bias_V))
         grad_hidden = torch.empty_like(hidden_RD)
         # Sums over chunks in the weight's own bfloat16 would round once a chunk.
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
@@ -156,18 +187,33 @@ class _Chunked(torch.autograd.Function):
             grad_hidden[rows] = grad @ weight_VD
             _add_product(grad_weight, grad, hidden_RD[rows])
         grad_weight = grad_weight.to(weight_VD.dtype)
-        return grad_hidden, grad_weight, None, _like(grad_bias, bias_V), None, None
+        return _results(ctx, grad_hidden, grad_weight, _like(grad_bias, bias_V))
+
+
+def _results(
+    ctx: Any, grad_hidden: Tensor, grad_weight: Tensor, grad_bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """One gradient an argument of forward; that of hidden states is a sum over the parts."""
+    if ctx.parts is not None:
+        grad_hidden = ctx.parts.sum(grad_hidden)
+    return grad_hidden, grad_weight, None, grad_bias, None, None, None
+
+
+def _locate(targets: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """For each row the target's place among the logits at hand, and whether it is there."""
+    is_here = (targets >= 0) & (targets < num_tokens)
+    return targets.clamp(0, num_tokens - 1)[:, None], is_here[:, None]
 
 
 def _read(
-    logits: Tensor, targets: Tensor, softcap: float | None, losses: Tensor, norms: Tensor
+    logits: Tensor, targets: Tensor, softcap: float | None, picked: Tensor, norms: Tensor
 ) -> None:
-    """Write the losses and the log-normalisers of a chunk's rows."""
+    """Write the targets' logits and the log-normalisers of a chunk's rows."""
     for rows in _blocks(logits):
         wide = _cap(logits[rows].float(), softcap)
         norms[rows] = wide.logsumexp(-1)
-        picked = wide.gather(1, targets[rows].clamp(min=0)[:, None])[:, 0]
-        losses[rows] = norms[rows] - picked
+        place, is_here = _locate(targets[rows], wide.shape[1])
+        picked[rows] = (wide.gather(1, place) * is_here)[:, 0]
 
 
 def _grad_logits(
@@ -184,7 +230,8 @@ def _grad_logits(
     for rows in _blocks(logits):
         wide = _cap(logits[rows].float(), softcap)
         grad = (wide - norms[rows, None]).exp_()
-        grad.scatter_add_(1, targets[rows].clamp(min=0)[:, None], -torch.ones_like(grad[:, :1]))
+        place, is_here = _locate(targets[rows], wide.shape[1])
+        grad.scatter_add_(1, place, -is_here.to(grad.dtype))
         grad *= grads[rows, None]
         if softcap is not None:
             grad *= 1 - (wide / softcap) ** 2

@@ -11,11 +11,13 @@ from transformers import PreTrainedConfig
 
 from omnilit.config.parallel_sizes import ACCELERATOR, ParallelSizes, describe
 from omnilit.errors import ConfigError, Problem
+from omnilit.models.families.tensor_plans import plan_of
 
 # Configurations name the same thing differently; layers of one model may differ in it too
 HEADS: Final = ("num_attention_heads", "swa_num_attention_heads")
 KV_HEADS: Final = ("num_key_value_heads", "swa_num_key_value_heads", "num_global_key_value_heads")
 ATTENTION: Final = re.compile(r"att(entio)?n\b")
+BY_HEADS: Final = "colwise"  # others split a projection and gather its output
 EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -32,7 +34,7 @@ class ModelNumbers:
         hidden: Width of the residual stream.
         vocab: Rows of the embedding.
         is_tied: Head and embedding are one matrix.
-        has_tp_plan: transformers says how its matrices are split.
+        has_tp_plan: It is known how its matrices are split.
         is_attention_split: That plan splits attention by heads too; some split experts alone.
         has_ep_plan: transformers says how its experts are split.
     """
@@ -54,7 +56,7 @@ class ModelNumbers:
         """The numbers of a model's decoder, be it the whole model or a part of it."""
         text = config.get_text_config(decoder=True)
         heads, experts = _numbers(text, HEADS), _numbers(text, EXPERTS)
-        split = text.base_model_tp_plan or {}
+        split = {**plan_of(text), **(text.base_model_tp_plan or {})}
         return cls(
             model_type=text.model_type,
             layers=getattr(text, "num_hidden_layers", 0),
@@ -65,7 +67,9 @@ class ModelNumbers:
             vocab=getattr(text, "vocab_size", 0),
             is_tied=bool(getattr(config, "tie_word_embeddings", False)),
             has_tp_plan=bool(split),
-            is_attention_split=any(ATTENTION.search(name) for name in split),
+            is_attention_split=any(
+                ATTENTION.search(name) and style == BY_HEADS for name, style in split.items()
+            ),
             has_ep_plan=bool(text.base_model_ep_plan),
         )
 
@@ -116,7 +120,7 @@ def _matrices(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
     if size == 1:
         return []
     if not numbers.has_tp_plan:
-        problem = f"transformers does not say how the matrices of {numbers.model_type} are split"
+        problem = f"there is no plan for splitting the matrices of {numbers.model_type} (tp_plan)"
         return [Problem(key, problem, "leave tp_size out")]
     heads = [("attention heads", numbers.heads), ("key-value heads", numbers.kv_heads)]
     found = [
@@ -125,6 +129,9 @@ def _matrices(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
         for count in counts
         if count % size
     ]
+    if numbers.vocab % size:
+        problem = _undivided(f"tp_size {size}", numbers.vocab, "tokens of the vocabulary", numbers)
+        found.append(Problem(key, problem, _divisor_of(numbers.vocab)))
     return found[:1]  # heads and key-value heads are often the same
 
 

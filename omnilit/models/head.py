@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Final
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
-from omnilit.kernels.cross_entropy import HeadKernel
+from omnilit.kernels.cross_entropy import HeadKernel, chunk_loss
 from omnilit.models.attention import Segments
 from omnilit.models.calls import CallCounter
 from omnilit.models.head_form import read_head
+from omnilit.parallel.vocabulary import VocabularyShards
 from omnilit.types import IGNORE, MicroBatch
 
 FIELD: Final = "cross_entropy_loss_implementation"
@@ -121,17 +124,27 @@ class HeadLoss:
 
     def _run_head(self, head: nn.Linear, hidden: Tensor) -> Tensor:
         """Logits as usual, or the losses [1, R, 1] in their place while targets are set."""
+        weight, bias, kernel = head.weight, head.bias, self._kernel
+        is_split = isinstance(weight, DTensor)
         if self._targets is None:
-            return linear(hidden, head.weight, head.bias)
+            return split_logits(hidden, weight, bias) if is_split else linear(hidden, weight, bias)
+        if is_split:
+            kernel = partial(chunk_loss, parts=VocabularyShards.of(weight))
+            weight = weight.to_local()
+            bias = bias.to_local() if isinstance(bias, DTensor) else bias
         self._counter.add(FIELD)
-        losses_R = self._kernel(
-            hidden.flatten(0, -2),
-            head.weight,
-            self._targets,
-            bias_V=head.bias,
-            softcap=self._softcap,
+        losses_R = kernel(
+            hidden.flatten(0, -2), weight, self._targets, bias_V=bias, softcap=self._softcap
         )
         return losses_R[None, :, None].clone()  # FSDP2 warns of a view as its unit's output
+
+
+def split_logits(hidden: Tensor, weight: DTensor, bias: Tensor | None) -> Tensor:
+    """The logits of a head whose rows are spread over ranks, gathered: for generation."""
+    mesh = weight.device_mesh
+    spread = linear(DTensor.from_local(hidden, mesh, [Replicate()]), weight, bias)
+    assert isinstance(spread, DTensor)
+    return spread.full_tensor()
 
 
 def _check_coefficient(model: PreTrainedModel) -> None:

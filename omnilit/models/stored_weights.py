@@ -32,7 +32,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from omnilit.logging import get_logger
 from omnilit.models.weight_report import Mismatch, judge, unreadable
-from omnilit.parallel.materialize import Box, copy_part, named_tensors, own_part, pieces
+from omnilit.parallel.materialize import Part, copy_part, named_tensors, own_part, pieces
 
 MIB: Final = 2**20
 NUM_COMPARED: Final = 2**22  # elements of two files' tensors that are compared at a time
@@ -119,10 +119,14 @@ class Files:
     read_bytes: int = 0
     converted: tuple[object, dict[str, Tensor]] = (None, {})
 
-    def read(self, name: str, part: Any = ..., dtype: torch.dtype | None = None) -> Tensor:
-        """A part of one tensor."""
-        tensor = self.tensors[name][part or ...]  # a scalar has no slices
+    def read(self, name: str, part: Part = (), dtype: torch.dtype | None = None) -> Tensor:
+        """A part of one tensor; all of it by default."""
+        spans = tuple(p if isinstance(p, slice) else _span(p) for p in part)
+        tensor = self.tensors[name][spans or ...]  # a scalar has no slices
         self.read_bytes += tensor.numel() * tensor.element_size()
+        for dim, positions in enumerate(part):
+            if isinstance(positions, Tensor):  # not of one piece, which files cannot be asked for
+                tensor = tensor.index_select(dim, positions - positions[0])
         return tensor.to(dtype)
 
 
@@ -149,25 +153,25 @@ class StoredValues:
         """Of the whole tensor."""
         return self.recipe.shapes[self.name]
 
-    def __getitem__(self, box: Box) -> Tensor:
+    def __getitem__(self, part: Part) -> Tensor:
         """Read a part.
 
         Raises:
             ConfigError: It cannot be read or converted.
         """
         try:
-            return self._read(box)
+            return self._read(part)
         except READING as error:
             raise unreadable(self.files.path, error) from error
 
-    def _read(self, box: Box) -> Tensor:
+    def _read(self, part: Part) -> Tensor:
         recipe = self.recipe
         if isinstance(recipe.transform, WeightRenaming):
             ((source, *_), *_) = recipe.sources.values()
-            return self.files.read(source, box)
-        if not recipe.keeps_rows():
-            return self._convert(slice(None))[self.name][box]
-        rows, *others = box
+            return self.files.read(source, part)
+        rows, *others = part
+        if not isinstance(rows, slice) or not recipe.keeps_rows():
+            return self._convert(slice(None))[self.name][part]
         return self._convert(rows)[self.name][(slice(None), *others)]
 
     def _convert(self, rows: slice) -> dict[str, Tensor]:
@@ -407,3 +411,7 @@ def compare(
     ]
     mismatch = Mismatch(info.missing_keys, info.unexpected_keys, shapes)
     return mismatch, dict(twins)
+
+
+def _span(positions: Tensor) -> slice:
+    return slice(int(positions[0]), int(positions[-1]) + 1)

@@ -10,7 +10,6 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -20,6 +19,7 @@ from omnilit.models.stored_weights import read_own_weights, stored_tensors
 from omnilit.models.weight_report import KEY, listed
 from omnilit.parallel.collectives import is_distributed, raise_together
 from omnilit.parallel.materialize import Values, fill, named_tensors
+from omnilit.parallel.pieces import gather
 
 HOST: Final = torch.device("cpu")
 
@@ -307,12 +307,7 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in named_tensors(model).items():
         if name not in saved:
             continue
-        full = tensor.detach()
-        if isinstance(full, DTensor):
-            # an offloaded one is gathered where the backend works
-            on_device = full.to(full.device_mesh.device_type)
-            assert isinstance(on_device, DTensor)
-            full = on_device.full_tensor()
+        full = gather(tensor.detach())
         if is_first:
             gathered[name] = full.to("cpu", copy=True)
     return gathered

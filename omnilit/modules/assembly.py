@@ -28,6 +28,7 @@ from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
+from omnilit.models.tensor_parallel import fit_kernels, split_model
 from omnilit.models.weights import Delivery, load_buffers, load_weights
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_experts, shard_model
@@ -107,9 +108,10 @@ class AssembledModel:
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
     """Build, bind, shard and fill one model; every rank calls.
 
-    The order is fixed: kernels are bound to plain modules, experts that are spread over ranks
-    compute with what was bound, recomputation wraps both, what is compiled holds all, sharding
-    comes last before memory is taken, and weights go straight into the shards.
+    The order is fixed: kernels are bound to plain modules, those are split with what was bound,
+    experts that are spread over ranks compute with it, recomputation wraps that, what is compiled
+    holds all of it, sharding comes last before memory is taken, and weights go straight into the
+    shards.
 
     Raises:
         ConfigError: The model, its kernels or its weights cannot be used as asked.
@@ -126,7 +128,10 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     )
     flops = count_flops(model)
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
+    sizes = topology.sizes
+    kernels = fit_kernels(kernels, tp_size=sizes.tp_size, is_compiled=train.enable_compile)
     binding = bind_kernels(model, kernels)
+    split_model(model, topology.tp, with_experts=sizes.ep_size == 1)
     experts = _spread_experts(model, topology)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)

@@ -10,8 +10,8 @@ from typing import Protocol, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard  # pyright: ignore[reportPrivateUsage] - FSDP2's own
 
 from omnilit.errors import OmniError
 from omnilit.parallel.collectives import is_distributed, raise_together
@@ -19,6 +19,7 @@ from omnilit.parallel.collectives import is_distributed, raise_together
 END, FAILED = -1, -2  # what rank 0 sends in place of a tensor's number
 MAX_LISTED = 8
 Box: TypeAlias = tuple[slice, ...]  # a part of a tensor, a slice with both ends for each dim
+Part: TypeAlias = tuple[slice | Tensor, ...]  # in place of a slice, positions of several pieces
 
 
 class Values(Protocol):
@@ -29,7 +30,7 @@ class Values(Protocol):
         """Of the whole tensor."""
         ...
 
-    def __getitem__(self, box: Box, /) -> Tensor:
+    def __getitem__(self, part: Part, /) -> Tensor:
         """A part of it, on any device and of any dtype."""
         ...
 
@@ -89,20 +90,43 @@ def pieces(shape: Sequence[int], max_numel: int | None) -> Iterator[Box]:
             yield (*(slice(index, index + 1) for index in outer), cut, *whole[dim + 1 :])
 
 
-def own_part(parameter: Tensor) -> Box | None:
+def own_part(parameter: Tensor) -> Part | None:
     """Which part of the whole tensor this rank holds; None for a rank that holds nothing.
 
     Args:
         parameter: A tensor, or a DTensor with any sharded or replicated placements.
+
+    Returns:
+        What to index the whole tensor with, one item a dimension: a slice or, where the part is
+        not of one piece, as of joined matrices that are each split, all positions.
     """
     if not isinstance(parameter, DTensor):
         return tuple(slice(0, size) for size in parameter.shape)
-    sizes, offsets = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    if not all(sizes):  # a rank beyond the last row
+    whole = [torch.arange(size) for size in parameter.shape]
+    place = parameter.device_mesh.get_coordinate()
+    assert place is not None, "this rank is not in the parameter's mesh"
+    for axis, placement in enumerate(parameter.placements):
+        size = parameter.device_mesh.size(axis)
+        if isinstance(placement, _StridedShard):
+            blocks = _cut(whole[placement.dim], int(placement.split_factor))
+            own = torch.cat([_cut(block, size)[place[axis]] for block in blocks])
+            whole[placement.dim] = own
+        elif isinstance(placement, Shard):
+            whole[placement.dim] = _cut(whole[placement.dim], size)[place[axis]]
+    if not all(map(len, whole)):  # a rank beyond the last row
         return None
-    return tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
+    return tuple(map(_as_slice, whole))
+
+
+def _cut(positions: Tensor, number: int) -> list[Tensor]:
+    """As many parts as asked for, the last ones smaller or empty: torch's way to shard."""
+    size = -(-len(positions) // number)
+    return [positions[n * size : (n + 1) * size] for n in range(number)]
+
+
+def _as_slice(positions: Tensor) -> slice | Tensor:
+    first, last = int(positions[0]), int(positions[-1])
+    return slice(first, last + 1) if last - first + 1 == len(positions) else positions
 
 
 def copy_part(parameter: Tensor, part: Tensor) -> None:
@@ -126,13 +150,26 @@ def copy_overlap(parameter: Tensor, piece: Tensor, box: Box) -> None:
     """
     if (own := own_part(parameter)) is None:
         return
-    both = [(max(o.start, b.start), min(o.stop, b.stop)) for o, b in zip(own, box, strict=True)]
-    if any(start >= stop for start, stop in both):
+    overlaps = [_overlap(o, b) for o, b in zip(own, box, strict=True)]
+    if any(overlap is None for overlap in overlaps):
         return
-    to = tuple(slice(a - o.start, z - o.start) for (a, z), o in zip(both, own, strict=True))
-    of = tuple(slice(a - b.start, z - b.start) for (a, z), b in zip(both, box, strict=True))
+    to, of = zip(*(overlap for overlap in overlaps if overlap is not None), strict=True)
     with torch.no_grad():
-        _local(parameter)[to].copy_(piece[of])
+        _local(parameter)[to] = piece[of].to(parameter.device, parameter.dtype)
+
+
+_Span: TypeAlias = slice | Tensor
+
+
+def _overlap(own: _Span, cut: slice) -> tuple[_Span, _Span] | None:
+    """What one dimension of a part and of a box share, counted from the start of each."""
+    if isinstance(own, Tensor):
+        (places,) = ((own >= cut.start) & (own < cut.stop)).nonzero(as_tuple=True)
+        return (places, own[places] - cut.start) if len(places) else None
+    start, stop = max(own.start, cut.start), min(own.stop, cut.stop)
+    if start >= stop:
+        return None
+    return tuple(slice(start - first, stop - first) for first in (own.start, cut.start))  # type: ignore[return-value]
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -55,6 +55,13 @@ def _deepseek_v3() -> hf.PreTrainedConfig:
     )
 
 
+def _deepseek_v2() -> hf.PreTrainedConfig:
+    sizes = {"q_lora_rank": 32, "kv_lora_rank": 16, "v_head_dim": 16, "num_key_value_heads": 4}
+    heads = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 16}
+    experts = {"n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    return hf.DeepseekV2Config(**_without("head_dim", **_MOE, **sizes, **heads, **experts))
+
+
 def _gpt_oss() -> hf.PreTrainedConfig:
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     sizes = {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8}
@@ -71,7 +78,10 @@ _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         **BASE, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
     ),
     "gemma2": lambda: hf.Gemma2Config(**BASE, sliding_window=8),  # caps scores and logits
+    "phi": lambda: hf.PhiConfig(**_without("head_dim")),  # a bias everywhere, in the head too
+    "phi3": lambda: hf.Phi3Config(**_without("head_dim")),  # projections joined in one matrix
     "gpt_oss": _gpt_oss,
+    "deepseek_v2": _deepseek_v2,
     "deepseek_v3": _deepseek_v3,
 }
 

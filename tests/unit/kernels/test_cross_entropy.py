@@ -109,7 +109,7 @@ def test_one_threshold_decides_between_all_logits_and_chunks(monkeypatch):
     seen = []
 
     def watch(*args):
-        seen.append(args[-1])
+        seen.append(args[-2])
         return chunked(*args)
 
     monkeypatch.setattr(module, "chunked", watch)

@@ -27,7 +27,8 @@ def sizes(**over: int) -> ParallelSizes:
         ("qwen3", {"experts": 0, "has_ep_plan": False, "is_attention_split": True}),
         ("qwen3_tied", {"is_tied": True}),
         ("qwen3_moe", {"experts": 8, "has_ep_plan": True, "is_attention_split": True}),
-        ("gpt_oss", {"experts": 8, "has_ep_plan": True, "has_tp_plan": False}),
+        ("gpt_oss", {"experts": 8, "has_ep_plan": True, "is_attention_split": True}),  # our plan
+        ("phi3", {"has_tp_plan": True, "is_attention_split": False}),  # its plan gathers heads
         ("deepseek_v3", {"experts": 8, "kv_heads": (4,), "is_attention_split": False}),
     ],
 )
@@ -66,8 +67,6 @@ def test_layers_may_differ():
          "tp_size 3 does not divide the 4 attention heads of qwen3", "use a divisor: 1, 2, 4"),
         (QWEN, {"tp_size": 4}, "tp_size",
          "tp_size 4 does not divide the 2 key-value heads of qwen3", "use a divisor: 1, 2"),
-        ("gpt_oss", {"tp_size": 2}, "tp_size",
-         "transformers does not say how the matrices of gpt_oss are split", "leave tp_size out"),
         (QWEN, {"ep_size": 2}, "ep_size", "qwen3 has no experts to split",
          "leave ep_size out, or train a mixture of experts"),
         ("qwen3_moe", {"ep_size": 3}, "ep_size",
@@ -92,6 +91,19 @@ def test_experts_without_a_plan_are_refused():
     numbers = replace(ModelNumbers.of(tiny_config("qwen3_moe")), has_ep_plan=False)
     (problem,) = fit_problems(sizes(ep_size=2), numbers)
     assert problem.problem == "transformers does not say how the experts of qwen3_moe are split"
+
+
+def test_matrices_without_a_plan_are_refused():
+    numbers = replace(ModelNumbers.of(tiny_config(QWEN)), has_tp_plan=False)
+    (problem,) = fit_problems(sizes(tp_size=2), numbers)
+    assert problem.problem == "there is no plan for splitting the matrices of qwen3 (tp_plan)"
+
+
+def test_a_vocabulary_is_split_evenly():
+    numbers = ModelNumbers.of(tiny_config(QWEN, vocab_size=255))
+    (problem,) = fit_problems(sizes(tp_size=2), numbers)
+    assert problem.problem == "tp_size 2 does not divide the 255 tokens of the vocabulary of qwen3"
+    assert problem.fix == "use a divisor: 1, 3, 5, 15, 17, 51, 85, 255"
 
 
 def test_all_axes_are_told_at_once():

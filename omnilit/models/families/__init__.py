@@ -1,0 +1,1 @@
+"""What transformers does not say about some model families."""

@@ -1,0 +1,44 @@
+"""What cannot go together with matrices that are split over ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from omnilit.config.rules import run_rules
+from omnilit.config.schema import Field
+from omnilit.config.tensor_rules import COMPILE, HEAD, TP
+from omnilit.config.view import View
+
+GOOD = {"model.config_path": "m", "data.train_path": "d"}
+
+
+def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
+    known = {field.path: field for field in fields}
+    return [str(problem) for problem in run_rules(View(known, GOOD | given))]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({HEAD: "liger_kernel"},
+         (f"{HEAD}: 'liger_kernel' needs the whole vocabulary, which tp_size splits. "
+          "To fix: leave it out, or set it to chunk_loss or npu.")),
+        ({HEAD: "eager"}, f"{HEAD}: 'eager' needs the whole vocabulary, which tp_size splits."),
+        ({COMPILE: True},
+         (f"{COMPILE}: true is not possible with tp_size: 2: torch cannot compile split matrices. "
+          "To fix: set enable_compile: false, or leave tp_size out.")),
+    ],
+)  # fmt: skip
+def test_what_needs_whole_matrices_is_refused(
+    given: dict[str, Any], message: str, fields: list[Field]
+):
+    (problem,) = problems(fields, {TP: 2, **given})
+    assert problem.startswith(message)
+    assert not problems(fields, {TP: 1, **given})
+
+
+def test_a_head_that_takes_a_part_of_the_vocabulary_is_good(fields: list[Field]):
+    assert not problems(fields, {TP: 2, HEAD: "chunk_loss", COMPILE: False})
+    assert not problems(fields, {TP: 2})
