@@ -102,31 +102,40 @@ def own_part(parameter: Tensor) -> Part | None:
     """
     if not isinstance(parameter, DTensor):
         return tuple(slice(0, size) for size in parameter.shape)
-    whole = [torch.arange(size) for size in parameter.shape]
+    held = [[range(size)] for size in parameter.shape]
     place = parameter.device_mesh.get_coordinate()
     assert place is not None, "this rank is not in the parameter's mesh"
     for axis, placement in enumerate(parameter.placements):
-        size = parameter.device_mesh.size(axis)
+        mine, size = place[axis], parameter.device_mesh.size(axis)
         if isinstance(placement, _StridedShard):
-            blocks = _cut(whole[placement.dim], int(placement.split_factor))
-            own = torch.cat([_cut(block, size)[place[axis]] for block in blocks])
-            whole[placement.dim] = own
+            blocks = _cut(held[placement.dim], int(placement.split_factor))
+            held[placement.dim] = [run for block in blocks for run in _cut(block, size)[mine]]
         elif isinstance(placement, Shard):
-            whole[placement.dim] = _cut(whole[placement.dim], size)[place[axis]]
-    if not all(map(len, whole)):  # a rank beyond the last row
+            held[placement.dim] = _cut(held[placement.dim], size)[mine]
+    if not all(any(map(len, runs)) for runs in held):  # a rank beyond the last row
         return None
-    return tuple(map(_as_slice, whole))
+    return tuple(map(_as_index, held))
 
 
-def _cut(positions: Tensor, number: int) -> list[Tensor]:
+def _cut(runs: Sequence[range], number: int) -> list[list[range]]:
     """As many parts as asked for, the last ones smaller or empty: torch's way to shard."""
-    size = -(-len(positions) // number)
-    return [positions[n * size : (n + 1) * size] for n in range(number)]
+    size = -(-sum(map(len, runs)) // number)
+    parts: list[list[range]] = [[] for _ in range(number)]
+    first = 0  # position of a run's first element among all
+    for run in runs:
+        for n, part in enumerate(parts):
+            start, stop = max(n * size - first, 0), max((n + 1) * size - first, 0)
+            if own := run[start:stop]:
+                part.append(own)
+        first += len(run)
+    return parts
 
 
-def _as_slice(positions: Tensor) -> slice | Tensor:
-    first, last = int(positions[0]), int(positions[-1])
-    return slice(first, last + 1) if last - first + 1 == len(positions) else positions
+def _as_index(runs: Sequence[range]) -> slice | Tensor:
+    first, last = runs[0].start, runs[-1].stop
+    if last - first == sum(map(len, runs)):
+        return slice(first, last)
+    return torch.cat([torch.arange(run.start, run.stop) for run in runs])
 
 
 def copy_part(parameter: Tensor, part: Tensor) -> None:
@@ -150,12 +159,16 @@ def copy_overlap(parameter: Tensor, piece: Tensor, box: Box) -> None:
     """
     if (own := own_part(parameter)) is None:
         return
-    overlaps = [_overlap(o, b) for o, b in zip(own, box, strict=True)]
-    if any(overlap is None for overlap in overlaps):
-        return
-    to, of = zip(*(overlap for overlap in overlaps if overlap is not None), strict=True)
+    to: list[_Span] = []
+    of: list[_Span] = []
+    for held, cut in zip(own, box, strict=True):
+        if (overlap := _overlap(held, cut)) is None:
+            return
+        to.append(overlap[0])
+        of.append(overlap[1])
     with torch.no_grad():
-        _local(parameter)[to] = piece[of].to(parameter.device, parameter.dtype)
+        local = _local(parameter)
+        local[tuple(to)] = piece[tuple(of)].to(local.device, local.dtype)
 
 
 _Span: TypeAlias = slice | Tensor
@@ -169,7 +182,7 @@ def _overlap(own: _Span, cut: slice) -> tuple[_Span, _Span] | None:
     start, stop = max(own.start, cut.start), min(own.stop, cut.stop)
     if start >= stop:
         return None
-    return tuple(slice(start - first, stop - first) for first in (own.start, cut.start))  # type: ignore[return-value]
+    return slice(start - own.start, stop - own.start), slice(start - cut.start, stop - cut.start)
 
 
 def _local(parameter: Tensor) -> Tensor:
