@@ -28,7 +28,8 @@ class PlanSettings:
         buffer_size: None packs the whole pass by best fit; a number packs in shuffled order
             by first fit, from a buffer of at least so many samples.
         samples_per_item: Given, a micro-batch is so many samples, whatever their length.
-        drop_last: Leave out the last window of a pass where it is not full.
+        drop_last: Leave out the last window of a pass where it is not full, be it that samples
+            are missing in its last micro-batch or whole micro-batches.
     """
 
     seed: int
@@ -86,8 +87,10 @@ def plan_pass(
         rng: Shuffles the micro-batches.
         first_item: Micro-batches of all earlier passes.
     """
-    if settings.samples_per_item is not None:
-        steps = np.arange(0, len(order), settings.samples_per_item, dtype=np.int64)
+    if (size := settings.samples_per_item) is not None:
+        if settings.drop_last:
+            order = order[: len(order) // size * size]
+        steps = np.arange(0, len(order), size, dtype=np.int64)
         return PassPlan(order, np.append(steps, len(order)))
     head, order = _pack_warm_up(lengths, order, settings, first_item)
     if not len(order):

@@ -108,13 +108,27 @@ class AssembledModel:
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
     """Build, bind, shard and fill one model; every rank calls.
 
+    Raises:
+        ConfigError: The model, its kernels or its weights cannot be used as asked.
+    """
+    assembled = assemble_shards(request, topology=topology, machine=machine)
+    _fill(assembled.model, request, topology)
+    log.info("precision: %s", assembled.precision)
+    return assembled
+
+
+def assemble_shards(
+    request: ModelRequest, *, topology: Topology, machine: Machine
+) -> AssembledModel:
+    """Build, bind and shard one model, without memory where it is built on meta; every rank calls.
+
     The order is fixed: kernels are bound to plain modules, those are split with what was bound,
     experts that are spread over ranks compute with it, recomputation wraps that, what is compiled
     holds all of it, sharding comes last before memory is taken, and weights go straight into the
     shards.
 
     Raises:
-        ConfigError: The model, its kernels or its weights cannot be used as asked.
+        ConfigError: The model or its kernels cannot be used as asked.
     """
     check_fit(request.config, topology.sizes)
     train = request.train
@@ -148,8 +162,6 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
         forward_prefetch=request.fsdp.forward_prefetch,
         offload=request.fsdp.offload,
     )
-    _fill(model, request, topology)
-    log.info("precision: %s", precision)
     activations = _offload_activations(model, request.offload, topology)
     sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
     return AssembledModel(

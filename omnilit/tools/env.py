@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -18,8 +18,11 @@ from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import table_of_backends
 from omnilit.logging import format_table
 from omnilit.plugins import find_plugins
-from omnilit.tools.flags import take_value
+from omnilit.tools.flags import Flags, take_value
 from omnilit.tools.host import best_machine
+
+if TYPE_CHECKING:
+    from omnilit.cli.raw import Command
 
 PACKAGES: Final = (
     "torch",
@@ -44,12 +47,18 @@ Rows = list[tuple[str, str]]
 USAGE: Final = """\
 usage: omnilit env
        omnilit env --config FILE --world-size N [--path.to.field VALUE]
+       omnilit env --config FILE --world-size N --rehearse [--rank R] [--path.to.field VALUE]
 
 Prints versions, devices and kernels. With a training configuration and a number of ranks it prints
 the mesh that they would make up, which ranks share what, and what does not fit; nothing is started.
+With --rehearse it also builds and shards the model for one rank, 0 or R, without memory for it, and
+prints what that rank would hold, what it would send in a step, and what is divided unevenly.
 Exits with 2 where something does not fit.
 """
 WORLD: Final = "world-size"
+REHEARSE: Final = "rehearse"
+RANK: Final = "rank"
+OWN: Final = (WORLD, REHEARSE, RANK)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -73,23 +82,56 @@ def _run_mesh(argv: Sequence[str]) -> int:
     from omnilit.tools.mesh_view import report_mesh
 
     command = read_command(argv)
-    own = {name: words for name, words in command.flags if name == WORLD}
+    own = {name: words for name, words in command.flags if name in OWN}
     problems: list[Problem] = []
-    world_size = take_value(own, WORLD, int, problems) if own else 0
-    if not problems and world_size < 1:
-        found = f"{world_size} is no number of ranks" if own else "is not given"
-        problems.append(Problem(f"--{WORLD}", found, "give the number of ranks"))
+    world_size = _world_size(own, problems)
+    rank = _rehearsed_rank(own, world_size, problems)
     if not command.files:
         problem = "without a configuration env takes no arguments"
         problems.append(Problem(argv[0], problem, "leave it out, or give --config FILE"))
     if problems:
         raise ConfigError.of(problems)
-    flags = tuple(flag for flag in command.flags if flag[0] not in own)
-    found = report_mesh(replace(command, flags=flags), world_size)
+    command = replace(command, flags=tuple(flag for flag in command.flags if flag[0] not in own))
+    found = report_mesh(command, world_size)
     sys.stdout.write(found.text)
     if found.problems:
         raise ConfigError.of(found.problems)
+    if rank is not None:
+        _rehearse(command, world_size, rank)
     return 0
+
+
+def _world_size(own: Flags, problems: list[Problem]) -> int:
+    world_size = take_value(own, WORLD, int, problems) if WORLD in own else 0
+    if not problems and world_size < 1:
+        found = f"{world_size} is no number of ranks" if WORLD in own else "is not given"
+        problems.append(Problem(f"--{WORLD}", found, "give the number of ranks"))
+    return world_size
+
+
+def _rehearsed_rank(own: Flags, world_size: int, problems: list[Problem]) -> int | None:
+    """The rank to rehearse; None where that is not asked for."""
+    if own.get(REHEARSE):
+        problem = f"takes no value, and {' '.join(own[REHEARSE])} is one"
+        problems.append(Problem(f"--{REHEARSE}", problem, f"write --{REHEARSE} --{RANK} R"))
+    if RANK not in own:
+        return 0 if REHEARSE in own else None
+    rank = take_value(own, RANK, int, problems)
+    if REHEARSE not in own:
+        problem = f"has no effect without --{REHEARSE}"
+        problems.append(Problem(f"--{RANK}", problem, f"add --{REHEARSE}, or leave it out"))
+    if world_size > 0 and not 0 <= rank < world_size:
+        problem = f"{rank} is none of the {world_size} ranks"
+        problems.append(Problem(f"--{RANK}", problem, f"give one from 0 to {world_size - 1}"))
+    return rank
+
+
+def _rehearse(command: Command, world_size: int, rank: int) -> None:
+    from omnilit.tools.rehearsal import rehearse_command
+    from omnilit.tools.rehearsal_view import describe
+
+    found = rehearse_command(command, world_size=world_size, rank=rank)
+    sys.stdout.write(f"\n{describe(found)}")
 
 
 def report(machine: Machine) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from omnilit.modules import OmniModule
+from omnilit.types import IGNORE, MicroBatch
 from tests.helpers import training
 from tests.helpers.gradients import compare, gradients_of
 
@@ -51,12 +54,19 @@ OTHERS = (
 
 
 class Watcher(training.StepLog):
-    """Also keeps the first step's gradients, and a digest of what this rank holds."""
+    """Also keeps the first step's gradients, digests of what this rank holds, and label counts.
+
+    Args:
+        gradients: Whole and of every pipeline stage, by name.
+        held: Of the parameters here, before and after training.
+        labels: Supervised tokens that this rank saw of each step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.gradients: dict[str, Tensor] = {}
         self.held: list[str] = []
+        self.labels: list[int] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -69,11 +79,50 @@ class Watcher(training.StepLog):
         assert isinstance(pl_module, OmniModule)
         if self.gradients:
             return
-        self.gradients = gradients_of(pl_module.assembled.model)
+        self.gradients = join_stages(pl_module, gradients_of(pl_module.assembled.model))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        for one in micro_batches(batch):
+            if one.stamp is None or one.stamp.index == 0:
+                self.labels.append(0)
+            self.labels[-1] += int((one.labels != IGNORE).sum())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, OmniModule)
         self.held.append(digest(pl_module.assembled.model))
+
+
+def micro_batches(batch: Any) -> Iterator[MicroBatch]:
+    """Those of what Lightning calls a batch: one, or under pipeline parallelism a whole step's."""
+    if isinstance(batch, MicroBatch):
+        yield batch
+    else:
+        for part in batch:
+            yield from micro_batches(part)
+
+
+def join_stages(module: OmniModule, own: dict[str, Any]) -> dict[str, Any]:
+    """What the ranks of one pipeline hold under different names, in one dict; every rank calls.
+
+    Raises:
+        AssertionError: Two stages hold the same name.
+    """
+    group = module.topology.pp
+    if group.size() == 1:
+        return own
+    parts: list[dict[str, Any]] = [{} for _ in range(group.size())]
+    dist.all_gather_object(parts, own, group=group.get_group())
+    joined = {name: value for part in parts for name, value in part.items()}
+    assert len(joined) == sum(map(len, parts)), "two stages hold the same name"
+    return joined
 
 
 def digest(model: nn.Module) -> str:
@@ -111,6 +160,7 @@ def run_layout(
         "first": watcher.first_weights,
         "gradients": watcher.gradients,
         "held": watcher.held,
+        "labels": watcher.labels,
         "last": training.weights_of(module),
         "is_hf": type(module.assembled.model).__mro__[2].__module__.startswith("transformers."),
     }
@@ -134,8 +184,14 @@ class Deviation:
 
 
 def deviation(found: dict[str, Any], expected: dict[str, Any]) -> Deviation:
-    """How far one run lies from another; steps and tokens must be the same."""
+    """How far one run lies from another.
+
+    Raises:
+        AssertionError: They have other steps, tokens or parameters, or a number is not finite.
+    """
     mine, theirs = found["numbers"], expected["numbers"]
+    assert theirs, "nothing to compare with"
+    assert all(math.isfinite(number) for row in (*mine, *theirs) for number in row), "not finite"
     assert [(row[0], row[3]) for row in mine] == [(row[0], row[3]) for row in theirs]
     losses = _relative([row[1] for row in mine], [row[1] for row in theirs])
     norms = _relative([row[2] for row in mine], [row[2] for row in theirs])

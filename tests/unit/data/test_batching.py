@@ -108,6 +108,18 @@ def read(items: PlannedItems, *, epochs: int = 1) -> list[list[list[int]]]:
     return [[[origin.row for origin in batch.origins] for batch in loader] for _ in range(epochs)]
 
 
+@pytest.mark.parametrize(("samples", "accumulation"), [(1, 8), (2, 4), (8, 1)])
+def test_drop_last_leaves_out_the_same_samples_however_a_step_is_cut(
+    samples: int, accumulation: int
+):
+    items = planned([5] * 41, accumulation, samples_per_item=samples, drop_last=True)
+    layout = WindowLayout(0, 1, accumulation)
+    batches = list(TrainLoader(items, layout=layout, epochs=EpochLength(None)))
+    assert len(batches) == 5 * accumulation
+    trained = [origin.row for batch in batches for origin in batch.origins]
+    assert trained == items.plan(0).samples.tolist()[:40]
+
+
 def test_without_dyn_bsz_drop_last_leaves_out_the_last_incomplete_step():
     (kept,) = read(planned([5] * 22, samples_per_item=2, drop_last=False))
     assert [len(rows) for rows in kept] == [2] * 11 + [0]

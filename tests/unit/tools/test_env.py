@@ -9,6 +9,8 @@ from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import table_of_backends
 from omnilit.tools.env import machine_rows, report, run, version_rows
 
+MESH = ["--config", "a.yaml", "--world-size", "8"]
+
 
 def test_versions_are_those_that_run():
     rows = dict(version_rows())
@@ -50,6 +52,12 @@ def test_report_holds_every_kernel_with_what_it_lacks():
         (["--config", "a.yaml"], "--world-size: is not given. To fix: give the number of ranks."),
         (["--config", "a.yaml", "--world-size", "0"], "--world-size: 0 is no number of ranks"),
         (["--config", "a.yaml", "--world-size"], "--world-size: needs one value"),
+        (["--rehearse"], "--rehearse: without a configuration env takes no arguments"),
+        ([*MESH, "--rehearse", "yes"], "--rehearse: takes no value, and yes is one"),
+        ([*MESH, "--rank", "1"], "--rank: has no effect without --rehearse"),
+        ([*MESH, "--rehearse", "--rank", "8"], "--rank: 8 is none of the 8 ranks"),
+        ([*MESH, "--rehearse", "--rank", "-1"], "--rank: -1 is none of the 8 ranks"),
+        ([*MESH, "--rehearse", "--rank", "x"], "--rank: "),
     ],
 )
 def test_arguments_that_say_nothing_are_refused(argv: list[str], message: str):

@@ -1,0 +1,110 @@
+"""Every way to spread a training run is the same run; prints how far each lies from one process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.equivalence import (
+    LOSS,
+    SAVED_AT,
+    Job,
+    Key,
+    Result,
+    check_labels,
+    check_member,
+    run_jobs,
+    saved,
+    splits_tokens,
+    table,
+    write_inputs,
+)
+from tests.helpers.layouts import Deviation
+from tests.helpers.members import CLASSES, Equivalence, why_left_out
+
+STEPS = 10
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+Results = dict[Key, list[Result]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classes")
+    write_inputs(folder, CLASSES)
+    return folder
+
+
+def jobs_of(one: Equivalence) -> list[Job]:
+    members = [member for member in one.members if why_left_out(member) is None]
+    return [Job((one.name, m.name), m, STEPS, is_saving=True) for m in members]
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    jobs = [job for one in CLASSES for job in jobs_of(one)]
+    return run_jobs(folder, jobs, tmp_path=tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def resumed(folder: Path, trained: Results, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Each member with the checkpoints of all others of its class loaded.
+
+    It goes on for a step from the last of them; unpacked from its own, whose batches are its own.
+    """
+    jobs: list[Job] = []
+    for one in CLASSES:
+        own = jobs_of(one)
+        for index, job in enumerate(own):
+            others = own[index + 1 :] + own[:index] + ([] if one.is_packed else [job])
+            loads = tuple(saved(folder, other.key) for other in others)
+            jobs.append(Job(job.key, job.layout, STEPS, loads=loads))
+    return run_jobs(folder, jobs, tmp_path=tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("one", CLASSES, ids=[one.name for one in CLASSES])
+def test_every_member_trains_the_steps_of_the_first(one, trained, resumed, capsys):
+    jobs = jobs_of(one)
+    expected = trained[jobs[0].key][0]
+    assert len(expected["numbers"]) == STEPS
+    far: dict[str, Deviation] = {}
+    resume: dict[str, float] = {}
+    wrong: dict[str, str] = {}
+    for job in jobs:
+        name = job.key[1]
+        try:
+            far[name] = check_member(trained[job.key], expected)
+            resume[name] = check_resumed(resumed[job.key], expected)
+            if one.is_packed and splits_tokens(job.layout):
+                check_labels(trained[job.key])
+        except AssertionError as error:  # the others are of interest too
+            wrong[name] = str(error)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{STEPS} steps, {table(one, far, resume, wrong)}\n")
+    assert not wrong
+
+
+def check_resumed(ranks: list[Result], expected: Result) -> float:
+    """How far the step after a resume lies from the one that the class took."""
+    (step, loss, norm, tokens), *more = ranks[0]["numbers"]
+    wanted = expected["numbers"][SAVED_AT]
+    assert not more
+    assert (step, tokens) == (wanted[0], wanted[3])
+    assert abs(norm / wanted[2] - 1) <= LOSS
+    assert abs(loss / wanted[1] - 1) <= LOSS
+    return abs(loss / wanted[1] - 1)
+
+
+@pytest.mark.parametrize("one", CLASSES, ids=[one.name for one in CLASSES])
+def test_every_checkpoint_loads_to_the_bit_in_every_member(one, trained, resumed):
+    jobs = jobs_of(one)
+    for index, job in enumerate(jobs):
+        others = jobs[index + 1 :] + jobs[:index] + ([] if one.is_packed else [job])
+        assert others
+        for rank in resumed[job.key]:
+            for other, found in zip(others, rank["states"], strict=True):
+                state = trained[other.key][0]["state"]
+                assert state
+                wrong = [n for n in state.keys() | found.keys() if state.get(n) != found.get(n)]
+                assert not wrong, f"{other.key[1]} loaded as {job.key[1]}: {wrong[:5]}"
