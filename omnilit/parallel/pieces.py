@@ -8,11 +8,12 @@ So such tensors change, on their way out and in, to a layout that has one piece 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement, Shard
 from torch.distributed.tensor.placement_types import _StridedShard  # pyright: ignore[reportPrivateUsage] - FSDP2's own
 
 _TORCH_LOG: Final = logging.getLogger("torch.distributed.tensor._redistribute")
@@ -38,7 +39,7 @@ def in_one_piece(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor) or not is_in_pieces(tensor):
         return tensor
     placements = [Shard(p.dim) if isinstance(p, _StridedShard) else p for p in tensor.placements]
-    return tensor.redistribute(placements=placements)
+    return _redistribute(tensor, placements)
 
 
 def take_from_one_piece(tensor: Tensor, moved: Tensor) -> None:
@@ -48,7 +49,7 @@ def take_from_one_piece(tensor: Tensor, moved: Tensor) -> None:
     assert isinstance(tensor, DTensor)
     assert isinstance(moved, DTensor)
     with torch.no_grad():
-        back = moved.redistribute(placements=tensor.placements)
+        back = _redistribute(moved, tensor.placements)
         tensor.to_local().copy_(back.to_local())
 
 
@@ -56,11 +57,22 @@ def gather(tensor: Tensor) -> Tensor:
     """The whole of a tensor, sharded or not; every rank calls."""
     if not isinstance(tensor, DTensor):
         return tensor
-    tensor = tensor.to(tensor.device_mesh.device_type)  # an offloaded one, where the backend works
-    assert isinstance(tensor, DTensor)
     level = _TORCH_LOG.level
     _TORCH_LOG.setLevel(logging.ERROR)  # else it advises against two gathers on every rank
     try:
-        return tensor.full_tensor()
+        return _on_device(tensor).full_tensor()
     finally:
         _TORCH_LOG.setLevel(level)
+
+
+def _redistribute(tensor: DTensor, placements: Sequence[Placement]) -> DTensor:
+    moved = _on_device(tensor).redistribute(placements=placements).to(tensor.device)
+    assert isinstance(moved, DTensor)
+    return moved
+
+
+def _on_device(tensor: DTensor) -> DTensor:
+    """The tensor where the backend of its mesh works: an offloaded one is elsewhere."""
+    moved = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(moved, DTensor)
+    return moved

@@ -114,6 +114,8 @@ FOUR = (
     ("qwen3_tied", None, {**TP, "dp_replicate_size": 2}),
     ("qwen3_tied", None, {**TP, "is_ddp": True}),
     ("deepseek_v3", None, {"tp_size": 4}),
+    ("qwen3_moe", None, {**TP, "ep_size": 2}),
+    ("gpt_oss", None, {**TP, "ep_size": 4}),
 )
 
 

@@ -23,6 +23,8 @@ from tests.helpers.split import CPU, spread, topology_of
 pytestmark = pytest.mark.dist
 FAMILIES = ("qwen3_tied", "gpt_oss", "qwen3_moe")
 TP = {"tp_size": 2}
+DELIVERIES = ({"max_bytes": 10_000}, {"from_rank0": False})  # in pieces that end within a matrix
+OWN = Delivery(from_rank0=False)
 PLACEMENTS = (
     (Shard(0), Shard(1)),
     (_StridedShard(0, split_factor=2), Shard(0)),
@@ -67,22 +69,20 @@ def blank(family, sizes):
     return model
 
 
-def load_and_gather(family, sizes, path, from_rank0):
-    model = blank(family, sizes)
-    # sent in pieces that end within joined rows
-    delivery = Delivery(from_rank0=from_rank0, max_bytes=1000 if from_rank0 else None)
+def load_and_gather(family, path, delivery):
+    model = blank(family, TP)
     load_weights(
-        model, tiny_config(family), path=path, seed=5, device=CPU, delivery=delivery
+        model, tiny_config(family), path=path, seed=5, device=CPU, delivery=Delivery(**delivery)
     )
     return gather_weights(model)
 
 
 def load_in_every_way(folder):
     return {
-        (family, way, from_rank0): load_and_gather(family, TP, path, from_rank0)
+        (family, way, index): load_and_gather(family, path, delivery)
         for family in FAMILIES
         for way, path in (("drawn", None), ("read", f"{folder}/{family}"))
-        for from_rank0 in (True, False)
+        for index, delivery in enumerate(DELIVERIES)
     }
 
 
@@ -103,8 +103,8 @@ def test_split_weights_are_drawn_read_and_exported_to_the_bit(tmp_path):
         expected[family, "drawn"] = {n: t.clone() for n, t in drawn.items() if n in saved}
     found, *others = run_ranks(load_in_every_way, 4, str(tmp_path), tmp_path=tmp_path)
     assert len(found) == 12
-    for (family, way, from_rank0), weights in found.items():
-        assert is_bit_equal(weights, expected[family, way]), (family, way, from_rank0)
+    for (family, way, index), weights in found.items():
+        assert is_bit_equal(weights, expected[family, way]), (family, way, DELIVERIES[index])
     assert not any(weights for other in others for weights in other.values())
 
 
@@ -113,7 +113,7 @@ def prepare(sizes, seed):
     config = tiny_config("qwen3_moe", tie_word_embeddings=True, num_hidden_layers=1)
     model = build_meta(config, dtype=torch.float32)
     spread(model, topology_of(**sizes))
-    load_weights(model, config, path=None, seed=seed, device=CPU, delivery=Delivery(from_rank0=False))
+    load_weights(model, config, path=None, seed=seed, device=CPU, delivery=OWN)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
     for parameter in model.parameters():
         parameter.grad = parameter.detach() * 0.5
@@ -145,8 +145,8 @@ def save_and_load(folder, saved, loaded):
 
 def move_between_layouts(folder):
     split, whole = f"{folder}/split", f"{folder}/whole"
-    copies = {**TP, "dp_replicate_size": 2}
-    return save_and_load(split, TP, [{}, copies]), save_and_load(whole, {}, [TP])
+    copies, experts = {**TP, "dp_replicate_size": 2}, {**TP, "ep_size": 2}
+    return save_and_load(split, TP, [{}, copies, experts]), save_and_load(whole, {}, [TP])
 
 
 def load_both(folder, sizes):
