@@ -119,7 +119,7 @@ CLASSES = (
 
 
 def why_left_out(layout: Layout) -> str | None:
-    """What this release does not do of a layout, in the words of its refusal; None for nothing."""
+    """What this release does not do of a layout, as its refusal begins; None for nothing."""
     accelerator, fsdp = layout.over.get("accelerator", {}), layout.over.get("fsdp", {})
     unknown = [name for name in accelerator if name not in _names(AcceleratorConfig)]
     unknown += [f"fsdp_config.{name}" for name in fsdp if name not in _names(FSDPConfig)]
@@ -128,7 +128,7 @@ def why_left_out(layout: Layout) -> str | None:
     try:
         refuse_unavailable(training.arguments(Path(), **layout.over), "train")
     except ConfigError as error:
-        return "; ".join(f"{p.key}: {p.problem}" for p in error.problems)
+        return "; ".join(f"{p.key}: {p.problem.partition(':')[0]}" for p in error.problems)
     return None
 
 

@@ -80,8 +80,13 @@ def test_every_member_trains_the_steps_of_the_first(one, trained, resumed, capsy
                 check_labels(trained[job.key])
         except AssertionError as error:  # the others are of interest too
             wrong[name] = str(error)
+    ranks = [rank for results in (trained, resumed) for job in jobs for rank in results[job.key]]
+    cpu_s = sum(rank["cpu_s"] for rank in ranks)
     with capsys.disabled():
-        sys.stdout.write(f"\n{STEPS} steps, {table(one, far, resume, wrong)}\n")
+        title = (
+            f"{STEPS} steps and {len(jobs) - 1} checkpoints loaded by each, {cpu_s:.0f} s of CPU"
+        )
+        sys.stdout.write(f"\n{title}; {table(one, far, resume, wrong)}\n")
     assert not wrong
 
 

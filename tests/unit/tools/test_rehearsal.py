@@ -120,6 +120,15 @@ def test_experts_are_divided_by_both_of_their_axes(ep_outside):
     assert sent["ep", "all-to-all"] == 4 * rows * HIDDEN * 4 * 3 / 4 * LAYERS
 
 
+def test_tensor_parallelism_divides_matrices_and_copies_norms():
+    found = run(request(tp_size=2), world_size=4)
+    norms = LAYERS * (2 * HIDDEN + 2 * WIDTH) + HIDDEN
+    assert own(found) == (DENSE - norms) // 4 + norms // 2
+    assert {(p.axis, p.ranks) for p in found.parameters} == {("fsdp", 2)}
+    sent = {one.axis: one.sent for one in found.traffic}
+    assert sent["tp"] == 128 * HIDDEN * 4 / 2 * (4 * LAYERS * 2 + 4)
+
+
 def test_what_is_offloaded_is_said_to_be_in_host_memory():
     text = describe(run(request(fsdp={"offload": True}), world_size=2))
     assert "what it holds in host memory" in text
