@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
 from omnilit.config import (
+    AcceleratorConfig,
     FSDPConfig,
     OffloadConfig,
     OpsImplementationConfig,
@@ -28,6 +29,7 @@ from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
+from omnilit.models.sequence import split_attention
 from omnilit.models.weights import Delivery, load_buffers, load_weights
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_experts, shard_model
@@ -51,8 +53,7 @@ class ModelRequest:
         ops: Which kernel runs each operation.
         given: Fields of `ops` that were given.
         train: The `train` group: seed and recomputation.
-        fsdp: Precision and sharding, from the strategy; that it is DDP stands in the mesh.
-        offload: Whether activations leave the device between forward and backward.
+        accelerator: From the strategy; sizes, and that it is DDP, stand in the meshes.
         is_resume: A checkpoint will bring the weights.
     """
 
@@ -63,9 +64,18 @@ class ModelRequest:
     ops: OpsImplementationConfig
     given: frozenset[str]
     train: TrainingArguments
-    fsdp: FSDPConfig
-    offload: OffloadConfig
+    accelerator: AcceleratorConfig
     is_resume: bool
+
+    @property
+    def fsdp(self) -> FSDPConfig:
+        """Precision and sharding."""
+        return self.accelerator.fsdp_config
+
+    @property
+    def offload(self) -> OffloadConfig:
+        """Whether activations leave the device between forward and backward."""
+        return self.accelerator.offload_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +117,10 @@ class AssembledModel:
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
     """Build, bind, shard and fill one model; every rank calls.
 
-    The order is fixed: kernels are bound to plain modules, experts that are spread over ranks
-    compute with what was bound, recomputation wraps both, what is compiled holds all, sharding
-    comes last before memory is taken, and weights go straight into the shards.
+    The order is fixed: kernels are bound to plain modules, experts that are spread over ranks, and
+    attention of sequences that are, compute with what was bound, recomputation wraps them, what is
+    compiled holds all, sharding comes last before memory is taken, and weights go straight into
+    the shards.
 
     Raises:
         ConfigError: The model, its kernels or its weights cannot be used as asked.
@@ -128,6 +139,7 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     binding = bind_kernels(model, kernels)
     experts = _spread_experts(model, topology)
+    split_attention(model, topology, request.accelerator)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None

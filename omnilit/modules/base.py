@@ -233,8 +233,7 @@ class OmniModule(LightningModule):
             ops=self.ops_implementation,
             given=self.given_kernels,
             train=self.train_arguments,
-            fsdp=accelerator.fsdp_config,
-            offload=accelerator.offload_config,
+            accelerator=accelerator,
             is_resume=self.trainer.ckpt_path is not None,
         )
         topology = self.topology
