@@ -37,6 +37,6 @@ def test_a_method_that_has_an_effect_is_good(given: dict[str, Any], fields: list
 @pytest.mark.parametrize("given", [{}, {ULYSSES: 4}])
 def test_a_ring_of_one_rank_is_an_error(given: dict[str, Any], fields: list[Field]):
     assert problems(fields, {METHOD: "ring", **given}) == [
-        f"{METHOD}: ring has no effect, because cp_size is 1. To fix: leave it out, or set "
-        "cp_size above 1."
-    ]
+        (f"{METHOD}: ring has no effect, because cp_size is 1. To fix: leave it out, or set "
+         "cp_size above 1.")
+    ]  # fmt: skip
