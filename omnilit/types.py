@@ -99,6 +99,9 @@ class MicroBatch:
         stamp: The step it belongs to; None in evaluation.
         weights: float32 [1, T], shifted like the labels; None where every label counts 1.
         num_padding: Tokens at the end that are no data, in a segment of their own.
+        row_index: Where in the row of `bounds` each token stands, int64 [1, T]; None where this
+            rank holds the whole row. Else tensors and counts are of this rank's part, and bounds,
+            origins and padding of the whole.
     """
 
     input_ids: Tensor
@@ -110,19 +113,27 @@ class MicroBatch:
     stamp: StepStamp | None = None
     weights: Tensor | None = None
     num_padding: int = 0
+    row_index: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens: 0 for a micro-batch that only fills a window."""
+        """Real tokens of the whole row: 0 for a micro-batch that only fills a window."""
         return self.bounds[-1] - self.num_padding if self.origins else 0
 
     @property
+    def num_parts(self) -> int:
+        """Ranks that share the row."""
+        return self.bounds[-1] // self.input_ids.shape[1]
+
+    @property
     def is_real(self) -> Tensor | None:
-        """True for the tokens [T] that are no padding; None where none is."""
+        """True for the tokens [T] that are no padding; None where the row has none."""
         if not self.num_padding:
             return None
         places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
-        return places < self.input_ids.shape[1] - self.num_padding
+        if self.row_index is not None:
+            places = self.row_index[0]
+        return places < self.bounds[-1] - self.num_padding
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
@@ -139,6 +150,7 @@ class MicroBatch:
             labels=change(self.labels),
             position_ids=change(self.position_ids),
             weights=None if self.weights is None else change(self.weights),
+            row_index=None if self.row_index is None else change(self.row_index),
         )
 
 

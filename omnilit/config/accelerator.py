@@ -88,6 +88,8 @@ class AcceleratorConfig:
         ulysses_size: Ranks that split a sequence and trade it for heads in attention.
         enable_async: Overlap the exchanges of Ulysses with the projections.
         cp_size: Ranks that split a sequence and pass keys and values on in attention.
+        cp_method: How they do: gather gives each rank the keys and values of the whole row, ring
+            passes them on from rank to rank.
         fsdp_config: How data-parallel ranks share the parameters.
         offload_config: Activations kept in host memory.
         timeout_s: Seconds after which a rank that waits for the others gives up.
@@ -102,6 +104,7 @@ class AcceleratorConfig:
     ulysses_size: int = 1
     enable_async: bool = False
     cp_size: int = 1
+    cp_method: Literal["gather", "ring"] = "gather"
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
     offload_config: OffloadConfig = field(default_factory=OffloadConfig)
     timeout_s: float = 1800.0

@@ -13,11 +13,13 @@ SHARD: Final = f"{ACCELERATOR}.dp_shard_size"
 EXPERTS: Final = f"{ACCELERATOR}.ep_size"
 OUTSIDE: Final = f"{ACCELERATOR}.ep_outside"
 ULYSSES: Final = f"{ACCELERATOR}.ulysses_size"
+CONTEXT: Final = f"{ACCELERATOR}.cp_size"
 SIZES: Final = (*(f"{ACCELERATOR}.{name}" for name in (*DATA_SIZES, *SHARING_SIZES)), EXPERTS)
 # Options that say how one axis works, with the size of that axis
 OF_AXIS: Final = (
     (OUTSIDE, EXPERTS),
     (f"{ACCELERATOR}.enable_async", ULYSSES),
+    (f"{ACCELERATOR}.cp_method", CONTEXT),
 )
 FSDP: Final = f"{ACCELERATOR}.fsdp_config"
 MODE: Final = f"{FSDP}.fsdp_mode"
@@ -58,17 +60,17 @@ def data_ranks(view: View) -> int | None:
 
 
 def option_has_its_axis(view: View, path: str, *, size: str) -> list[Problem]:
-    """A problem where an option of an axis is on, and the axis has one rank.
+    """A problem where an option of an axis is given, and the axis has one rank.
 
     Args:
         view: The values.
         path: The option.
         size: Path of the axis's size.
     """
-    if not view[path] or view[size] > 1:
+    if not view.is_changed(path) or view[size] > 1:
         return []
     name = size.removeprefix(f"{ACCELERATOR}.")
-    problem = f"true has no effect, because {name} is {view[size]}"
+    problem = f"{_shown(view[path])} has no effect, because {name} is {view[size]}"
     return [Problem(path, problem, f"leave it out, or set {name} above 1")]
 
 
@@ -76,8 +78,7 @@ def ddp_reads_it(view: View, path: str) -> list[Problem]:
     """A problem where a setting of sharded parameters is given to DDP."""
     if view[MODE] != "ddp" or not view.is_changed(path):
         return []
-    value = view[path]
-    shown = str(value).lower() if isinstance(value, bool) else value
+    shown = _shown(view[path])
     return [
         Problem(
             path,
@@ -115,3 +116,8 @@ def activations_have_a_limit(view: View) -> list[Problem]:
         return []
     problem = f"{view[KEPT]} has no effect, because enable_activation: false moves no activation"
     return [Problem(KEPT, problem, "leave it out, or set enable_activation: true")]
+
+
+def _shown(value: object) -> str:
+    """A value as it stands in a YAML file."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

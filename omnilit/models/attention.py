@@ -47,12 +47,14 @@ class ModuleAttention:
     """What one attention module computes with; it hangs on the module, so instances differ.
 
     Args:
-        kernel: The backend.
+        kernel: The backend, or what spreads it over ranks.
         counter: Counts the calls until the first step is checked.
+        num_parts: Ranks that share the tokens between the bounds.
     """
 
     kernel: AttentionKernel
     counter: CallCounter
+    num_parts: int = 1
 
 
 def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: CallCounter) -> int:
@@ -75,6 +77,12 @@ def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: Cal
         setattr(module, _ATTRIBUTE, ModuleAttention(kernel, counter))
     model.register_forward_pre_hook(_refuse_padding, with_kwargs=True)
     return len(modules)
+
+
+def bound_attention(model: nn.Module) -> list[ModuleAttention]:
+    """What `bind_attention` hung on the modules of a model."""
+    found = (getattr(module, _ATTRIBUTE, None) for module in model.modules())
+    return [bound for bound in found if bound is not None]
 
 
 @disable(reason=BOUNDARY)
@@ -120,7 +128,7 @@ def packed_attention(
         dropout=dropout,
         is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
     )
-    bounds = _checked_bounds(kwargs.get("cu_seq_lens_q"), query, key)
+    bounds = _checked_bounds(kwargs.get("cu_seq_lens_q"), query, key, bound.num_parts)
     sinks = kwargs.get("s_aux")
     return bound.kernel(query, key, value, bounds=bounds, rule=rule, sinks_N=sinks), None
 
@@ -181,16 +189,19 @@ def is_attention(module: nn.Module) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
-def _checked_bounds(segments: Segments | None, query: Tensor, key: Tensor) -> Sequence[int]:
+def _checked_bounds(
+    segments: Segments | None, query: Tensor, key: Tensor, num_parts: int
+) -> Sequence[int]:
     batch, _, num_tokens, _ = query.shape
     if segments is None:
-        return (0, num_tokens)
+        return (0, num_tokens * num_parts)
     bounds = segments.bounds
-    if batch != 1 or bounds[-1] != num_tokens or key.shape[2] != num_tokens:
+    if batch != 1 or bounds[-1] != num_tokens * num_parts or key.shape[2] != num_tokens:
+        shared = f" on each of {num_parts} ranks" if num_parts > 1 else ""
         raise KernelError(
             key=_KEY,
             problem=f"bounds that end at {bounds[-1]} came with {batch} rows of {num_tokens} "
-            f"queries and {key.shape[2]} keys",
+            f"queries and {key.shape[2]} keys{shared}",
             fix="pack into one row whose length is the last bound, without a cache",
         )
     return bounds

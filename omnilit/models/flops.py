@@ -71,11 +71,15 @@ class ModelFlops:
         return TRAINING * (self.per_token * sum(lengths) + self.per_target * num_targets + pairs)
 
     def of_batch(self, batch: MicroBatch) -> float:
-        """`of_step` of a micro-batch; one that only fills a window costs nothing."""
+        """`of_step` of a micro-batch; one that only fills a window costs nothing.
+
+        Of a row that several ranks share, each counts an even share and its own targets.
+        """
         lengths = [end - start for start, end in pairwise(batch.bounds)]
         if batch.num_padding:
             lengths.pop()
-        return self.of_step(lengths if batch.origins else (), round(batch.counts.get(TOKENS, 0)))
+        of_row = self.of_step(lengths if batch.origins else (), 0)
+        return of_row / batch.num_parts + self.of_step((), round(batch.counts.get(TOKENS, 0)))
 
 
 @dataclass(frozen=True, slots=True)

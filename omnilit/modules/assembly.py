@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
 from omnilit.config import (
+    AcceleratorConfig,
     FSDPConfig,
     OffloadConfig,
     OpsImplementationConfig,
@@ -28,6 +29,7 @@ from omnilit.models.flops import ModelFlops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
+from omnilit.models.sequence import split_attention
 from omnilit.models.tensor_parallel import fit_kernels, split_model
 from omnilit.models.weights import Delivery, load_buffers, load_weights
 from omnilit.modules.precision import Precision
@@ -52,8 +54,7 @@ class ModelRequest:
         ops: Which kernel runs each operation.
         given: Fields of `ops` that were given.
         train: The `train` group: seed and recomputation.
-        fsdp: Precision and sharding, from the strategy; that it is DDP stands in the mesh.
-        offload: Whether activations leave the device between forward and backward.
+        accelerator: From the strategy; sizes, and that it is DDP, stand in the meshes.
         is_resume: A checkpoint will bring the weights.
     """
 
@@ -64,9 +65,18 @@ class ModelRequest:
     ops: OpsImplementationConfig
     given: frozenset[str]
     train: TrainingArguments
-    fsdp: FSDPConfig
-    offload: OffloadConfig
+    accelerator: AcceleratorConfig
     is_resume: bool
+
+    @property
+    def fsdp(self) -> FSDPConfig:
+        """Precision and sharding."""
+        return self.accelerator.fsdp_config
+
+    @property
+    def offload(self) -> OffloadConfig:
+        """Whether activations leave the device between forward and backward."""
+        return self.accelerator.offload_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +133,9 @@ def assemble_shards(
     """Build, bind and shard one model, without memory where it is built on meta; every rank calls.
 
     The order is fixed: kernels are bound to plain modules, those are split with what was bound,
-    experts that are spread over ranks compute with it, recomputation wraps that, what is compiled
-    holds all of it, sharding comes last before memory is taken, and weights go straight into the
-    shards.
+    experts that are spread over ranks compute with it, and attention of sequences that are;
+    recomputation wraps that, what is compiled holds all of it, sharding comes last before memory
+    is taken, and weights go straight into the shards.
 
     Raises:
         ConfigError: The model or its kernels cannot be used as asked.
@@ -147,6 +157,7 @@ def assemble_shards(
     binding = bind_kernels(model, kernels)
     split_model(model, topology.tp, with_experts=sizes.ep_size == 1)
     experts = _spread_experts(model, topology)
+    split_attention(model, topology, request.accelerator)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None

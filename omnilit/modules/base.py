@@ -31,6 +31,7 @@ from omnilit.models.build import (
     load_model_config,
     load_tokenizer,
 )
+from omnilit.models.sequence import layout_of
 from omnilit.models.weights import gather_weights
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
@@ -40,6 +41,7 @@ from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import raise_together, sum_over
 from omnilit.parallel.grad_norm import clip_gradients
 from omnilit.parallel.mesh import Topology
+from omnilit.parallel.sequence import split_sequence
 from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp
 
 log = get_logger(__name__)
@@ -224,7 +226,6 @@ class OmniModule(LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return  # Lightning calls again before each fit and validate
-        accelerator = self._accelerator_config()
         request = ModelRequest(
             config=self.model_config,
             weights_path=self.model_path,
@@ -233,8 +234,7 @@ class OmniModule(LightningModule):
             ops=self.ops_implementation,
             given=self.given_kernels,
             train=self.train_arguments,
-            fsdp=accelerator.fsdp_config,
-            offload=accelerator.offload_config,
+            accelerator=self._accelerator_config(),
             is_resume=self.trainer.ckpt_path is not None,
         )
         topology = self.topology
@@ -244,6 +244,13 @@ class OmniModule(LightningModule):
         _seed_rank(self.train_arguments.seed, topology.data_rank)
 
     # Training
+
+    @override
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if not isinstance(batch, MicroBatch):
+            return batch
+        topology = self.topology
+        return split_sequence(batch, layout_of(topology), topology.sequence_rank)
 
     @override
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:

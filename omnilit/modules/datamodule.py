@@ -143,7 +143,8 @@ class OmniDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         module = self._module
         self._tokenizer = module.tokenizer
-        is_first = module.topology.data_rank == 0
+        topology = module.topology
+        is_first = topology.data_rank == 0 and topology.is_first_of_data
         check_positions(self.max_seq_len, module.model_config, is_loud=is_first)
         self._workers = self._choose_workers(module.topology)
         if stage == "fit" and "train" not in self._loaders:
@@ -417,6 +418,8 @@ class OmniDataModule(LightningDataModule):
 
     def _quarantine(self, bad: Sequence[BadRecord]) -> None:
         """Write down what was skipped."""
+        if not self._module.topology.is_first_of_data:
+            return
         if bad and (num_new := self._quarantined.add(bad)):
             log.warning("skipped %d bad records: %s", num_new, self._quarantined.file)
 
@@ -434,7 +437,10 @@ def _part_name(name: str, source: str) -> str:
 
 
 class _Reducer:
-    """Sums a window's counts over the data ranks, or raises on all of them."""
+    """Sums a window's counts over the data ranks, or raises on every rank of the run.
+
+    Ranks that read the same data count it once; an error of any of them stops them all.
+    """
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
@@ -443,7 +449,9 @@ class _Reducer:
         self, counts: Mapping[str, float], error: BaseException | None
     ) -> Mapping[str, float]:
         topology = self._topology
-        return sum_or_raise(counts, error, topology.data.get_group(), topology.device)
+        if not topology.is_first_of_data:
+            counts = dict.fromkeys(counts, 0.0)
+        return sum_or_raise(counts, error, device=topology.device)
 
 
 def check_positions(max_seq_len: int, config: PretrainedConfig, *, is_loud: bool) -> None:

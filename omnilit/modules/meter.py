@@ -115,6 +115,8 @@ def sum_by_source(losses: Tensor, batch: MicroBatch, names: list[str]) -> Tensor
     of_segment = [place[origin.source] for origin in batch.origins]
     of_segment += [0] * (len(batch.bounds) - 1 - len(of_segment))
     positions = (batch.labels[0] != IGNORE).nonzero()[:, 0]
+    if batch.row_index is not None:
+        positions = batch.row_index[0, positions]
     ends = torch.tensor(batch.bounds[1:], device=device)
     segments = torch.bucketize(positions, ends, right=True)
     sources = torch.tensor(of_segment, device=device)[segments]

@@ -101,8 +101,7 @@ def _request(view: View) -> ModelRequest:
         ops=OpsImplementationConfig(preset="eager"),
         given=frozenset(),
         train=replace(train, init_device="meta", enable_compile=False),
-        fsdp=train.accelerator.fsdp_config,
-        offload=train.accelerator.offload_config,
+        accelerator=train.accelerator,
         is_resume=False,
     )
 

@@ -28,6 +28,7 @@ ADDED = {
     "model.ops_implementation.preset",
     "model.strict",
     "model.trust_remote_code",
+    "train.accelerator.cp_method",
     "train.accelerator.fsdp_config.mixed_precision.master_dtype",
     "train.accelerator.fsdp_config.sync_each_micro_batch",
     "train.accelerator.timeout_s",

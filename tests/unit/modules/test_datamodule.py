@@ -56,8 +56,9 @@ class OnOneRank(SFTModule):
 
     @property
     def topology(self) -> Any:
-        alone = SimpleNamespace(get_group=lambda: None)
-        return SimpleNamespace(data_rank=0, data_size=1, data=alone, device=torch.device("cpu"))
+        return SimpleNamespace(
+            data_rank=0, data_size=1, is_first_of_data=True, device=torch.device("cpu")
+        )
 
 
 @pytest.fixture

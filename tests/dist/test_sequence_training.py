@@ -1,0 +1,141 @@
+"""Whole runs whose sequences are split: the steps, the counts and the evaluation of one process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from omnilit.data.quarantine import read_quarantine
+from omnilit.testing import run_ranks
+from omnilit.types import StepResult
+from tests.helpers import training
+from tests.helpers.bad_records import write_bad_records
+from tests.helpers.gradients import compare
+from tests.helpers.layouts import DDP, Watcher
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
+STEPS = 3
+ULYSSES, CONTEXT = {"ulysses_size": 2}, {"cp_size": 2}
+BAD = {"silent_exception": True, "max_bad_fraction": 0.9, "datasets_type": "iterable"}
+CASES: dict[str, dict[str, Any]] = {
+    "ulysses": {"accelerator": ULYSSES},
+    "context": {"accelerator": CONTEXT, "recompute": True},
+    "ulysses, whole copies": {"accelerator": ULYSSES, **DDP},
+    "context, whole copies": {"accelerator": CONTEXT, **DDP},
+    "compiled": {"accelerator": ULYSSES, "enable_compile": True},
+    "padded": {"accelerator": ULYSSES | {"dp_shard_size": 1}, "pad_to_length": True},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    training.write_model(folder / "model")
+    sources = [folder / f"{name}.jsonl" for name in ("long", "short")]
+    for seed, source in enumerate(sources):
+        training.write_conversations(source, 30, seed=seed)
+    schedule = [{"schedule_type": "const", "weights": [0.5, 0.5]}]
+    mixture = {"sources": list(map(str, sources)), "names": ["a", "b"], "schedule": schedule}
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(mixture))
+    training.write_conversations(folder / "eval.jsonl", 9, seed=5)
+    write_bad_records(folder / "bad.jsonl")
+    return folder
+
+
+def run(folder: Path, name: str, over: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    torch.compiler.set_default_backend("eager")
+    watcher = Watcher()
+    settings = {"global_batch_size": 4, "max_steps": STEPS, "eval_steps": STEPS, **over}
+    _, module = training.train(
+        folder,
+        training.arguments(folder / name, **settings),
+        data={
+            "train_path": str(folder / "mixture.yaml"),
+            "eval_path": str(folder / "eval.jsonl"),
+            **data,
+        },
+        callbacks=(watcher,),
+    )
+    return {
+        "steps": watcher.results,
+        "gradients": watcher.gradients,
+        "eval": module.eval_result,
+        "held": watcher.held,
+    }
+
+
+def run_all(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: run(folder, name, over, {}) for name, over in cases.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("alone")
+    cases: dict[str, dict[str, Any]] = {"alone": {}, "alone, padded": {"pad_to_length": True}}
+    (found,) = run_ranks(run_all, 1, folder, cases, tmp_path=tmp_path, timeout_s=150)
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(folder, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("two")
+    return run_ranks(run_all, 2, folder, CASES, tmp_path=tmp_path, timeout_s=150)
+
+
+def check_step(found: StepResult, expected: StepResult) -> None:
+    for name in ("loss", "grad_norm", "flops"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
+    for name in ("step", "tokens", "num_tokens", "source_tokens"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert found.source_losses == pytest.approx(expected.source_losses, rel=1e-5)
+
+
+def check_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert len(found["steps"]) == STEPS
+    for mine, theirs in zip(found["steps"], expected["steps"], strict=True):
+        check_step(mine, theirs)
+    compare(found["gradients"], expected["gradients"])
+    assert found["eval"] == pytest.approx(expected["eval"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_that_share_sequences_train_the_steps_of_one_process(name, alone, two):
+    expected = alone["alone, padded" if name == "padded" else "alone"]
+    for rank in two:
+        check_run(rank[name], expected)
+
+
+@pytest.mark.parametrize("name", ["ulysses, whole copies", "context, whole copies"])
+def test_copies_of_a_model_stay_the_same(name, two):
+    one, other = (rank[name]["held"] for rank in two)
+    assert one == other
+    assert one[0] != one[1]
+
+
+def test_two_data_ranks_of_two_parts_train_the_steps_of_one_process(folder, alone, tmp_path):
+    cases = {"hsdp": {"accelerator": {"dp_replicate_size": 2, **ULYSSES}}}
+    for rank in run_ranks(run_all, 4, folder, cases, tmp_path=tmp_path, timeout_s=150):
+        check_run(rank["hsdp"], alone["alone"])
+
+
+def read_bad(folder: Path, name: str, accelerator: dict[str, Any]) -> list[StepResult]:
+    over = {"accelerator": accelerator, "eval_steps": 0, "max_steps": 2, "global_batch_size": 1}
+    data = {"train_path": str(folder / "bad.jsonl"), "eval_path": None, **BAD}
+    return run(folder, name, over, data)["steps"]
+
+
+def test_ranks_that_read_the_same_data_write_each_bad_record_once(folder, tmp_path):
+    (expected,) = run_ranks(read_bad, 1, folder, "bad", {}, tmp_path=tmp_path)
+    ranks = run_ranks(read_bad, 2, folder, "bad, split", ULYSSES, tmp_path=tmp_path)
+    for rank in ranks:
+        for mine, theirs in zip(rank, expected, strict=True):
+            check_step(mine, theirs)
+    files = [folder / name / "quarantine.jsonl" for name in ("bad", "bad, split")]
+    once, found = (Counter(record.row for record in read_quarantine(file)) for file in files)
+    assert once == found
+    assert set(found.values()) == {1}

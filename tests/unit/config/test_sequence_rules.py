@@ -1,0 +1,42 @@
+"""How sequences may be split, judged before they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from omnilit.config.parallel_rules import ACCELERATOR, CONTEXT, ULYSSES
+from omnilit.config.rules import run_rules
+from omnilit.config.schema import Field
+from omnilit.config.view import View
+
+GOOD = {"model.config_path": "m", "data.train_path": "d"}
+METHOD = f"{ACCELERATOR}.cp_method"
+
+
+def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
+    known = {field.path: field for field in fields}
+    assert given.keys() <= known.keys()
+    return [str(problem) for problem in run_rules(View(known, GOOD | given, world_size=4))]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {METHOD: "gather"},
+        {METHOD: "ring", CONTEXT: 2},
+        {METHOD: "gather", CONTEXT: 4},
+        {METHOD: "ring", CONTEXT: 2, ULYSSES: 2},
+    ],
+)
+def test_a_method_that_has_an_effect_is_good(given: dict[str, Any], fields: list[Field]):
+    assert not problems(fields, given)
+
+
+@pytest.mark.parametrize("given", [{}, {ULYSSES: 4}])
+def test_a_ring_of_one_rank_is_an_error(given: dict[str, Any], fields: list[Field]):
+    assert problems(fields, {METHOD: "ring", **given}) == [
+        (f"{METHOD}: ring has no effect, because cp_size is 1. To fix: leave it out, or set "
+         "cp_size above 1.")
+    ]  # fmt: skip
