@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import settings
 
 from omnilit.testing import PRELOAD
 
@@ -28,6 +29,8 @@ multiprocessing.set_forkserver_preload(
     ]
 )
 torch.set_num_threads(1)
+settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no fault
+settings.load_profile("steady")
 SET_BY_LIBRARIES = {
     "TORCHINDUCTOR_CACHE_DIR",  # torch, when it compiles
     "PYTORCH_NVML_BASED_CUDA_CHECK",  # lightning, when a test is the first to import it

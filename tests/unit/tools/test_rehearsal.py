@@ -14,7 +14,6 @@ from omnilit.config import (
     FSDPConfig,
     GradientCheckpointingConfig,
     MixedPrecisionConfig,
-    OffloadConfig,
     OpsImplementationConfig,
     OptimizerConfig,
     TrainingArguments,
@@ -68,8 +67,7 @@ def request(
         ops=OpsImplementationConfig(preset="eager"),
         given=frozenset(),
         train=train,
-        fsdp=own,
-        offload=OffloadConfig(),
+        accelerator=train.accelerator,
         is_resume=False,
     )
 
