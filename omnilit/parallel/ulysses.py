@@ -81,13 +81,22 @@ def exchange(
     One all-to-all for all tensors, without gradient.
     """
     num_ranks = group.size()
-    shares = [x.unflatten(split, (num_ranks, -1)).movedim(split, 0) for x in tensors]
+    shares = [share_out(x, split, num_ranks) for x in tensors]
     sent = torch.cat([share.reshape(num_ranks, -1) for share in shares], dim=1)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group)
     columns = received.split([share[0].numel() for share in shares], dim=1)
-    joined = [
-        column.view(share.shape).movedim(0, join).flatten(join, join + 1)
+    return tuple(
+        join_shares(column.view(share.shape), join)
         for column, share in zip(columns, shares, strict=True)
-    ]
-    return tuple(joined)
+    )
+
+
+def share_out(x: Tensor, dim: int, num_ranks: int) -> Tensor:
+    """The equal parts of a dimension, along a new first one."""
+    return x.unflatten(dim, (num_ranks, -1)).movedim(dim, 0)
+
+
+def join_shares(shares: Tensor, dim: int) -> Tensor:
+    """The inverse of `share_out`."""
+    return shares.movedim(0, dim).flatten(dim, dim + 1)
