@@ -13,14 +13,14 @@ SHARD: Final = f"{ACCELERATOR}.dp_shard_size"
 EXPERTS: Final = f"{ACCELERATOR}.ep_size"
 OUTSIDE: Final = f"{ACCELERATOR}.ep_outside"
 ULYSSES: Final = f"{ACCELERATOR}.ulysses_size"
+ASYNC: Final = f"{ACCELERATOR}.enable_async"
 CONTEXT: Final = f"{ACCELERATOR}.cp_size"
+METHOD: Final = f"{ACCELERATOR}.cp_method"
+ATTENTION: Final = "model.ops_implementation.attn_implementation"
 SIZES: Final = (*(f"{ACCELERATOR}.{name}" for name in (*DATA_SIZES, *SHARING_SIZES)), EXPERTS)
 # Options that say how one axis works, with the size of that axis
-OF_AXIS: Final = (
-    (OUTSIDE, EXPERTS),
-    (f"{ACCELERATOR}.enable_async", ULYSSES),
-    (f"{ACCELERATOR}.cp_method", CONTEXT),
-)
+OF_AXIS: Final = ((OUTSIDE, EXPERTS), (ASYNC, ULYSSES), (METHOD, CONTEXT))
+OF_RING: Final = (CONTEXT, METHOD, ATTENTION)
 FSDP: Final = f"{ACCELERATOR}.fsdp_config"
 MODE: Final = f"{FSDP}.fsdp_mode"
 MIXED: Final = f"{FSDP}.mixed_precision"
@@ -72,6 +72,14 @@ def option_has_its_axis(view: View, path: str, *, size: str) -> list[Problem]:
     name = size.removeprefix(f"{ACCELERATOR}.")
     problem = f"{_shown(view[path])} has no effect, because {name} is {view[size]}"
     return [Problem(path, problem, f"leave it out, or set {name} above 1")]
+
+
+def ring_attends_itself(view: View) -> list[Problem]:
+    """A problem where a kernel of attention is given, and a ring goes past it."""
+    if view[CONTEXT] == 1 or view[METHOD] != "ring" or not view.is_changed(ATTENTION):
+        return []
+    problem = f"{view[ATTENTION]} has no effect, because cp_method: ring attends by code of its own"
+    return [Problem(ATTENTION, problem, "leave it out, or set cp_method: gather")]
 
 
 def ddp_reads_it(view: View, path: str) -> list[Problem]:

@@ -101,6 +101,7 @@ def _parallel_rules() -> list[Rule]:
             Rule((path, size), partial(parallel_rules.option_has_its_axis, path=path, size=size))
             for path, size in parallel_rules.OF_AXIS
         ),
+        Rule(parallel_rules.OF_RING, parallel_rules.ring_attends_itself),
         *(
             Rule((mode, field), partial(parallel_rules.ddp_reads_it, path=field))
             for field in parallel_rules.FSDP2_ONLY

@@ -79,10 +79,10 @@ def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: Cal
     return len(modules)
 
 
-def bound_attention(model: nn.Module) -> list[ModuleAttention]:
-    """What `bind_attention` hung on the modules of a model."""
-    found = (getattr(module, _ATTRIBUTE, None) for module in model.modules())
-    return [bound for bound in found if bound is not None]
+def bound_attention(model: nn.Module) -> list[tuple[nn.Module, ModuleAttention]]:
+    """The attention modules of a model, with what `bind_attention` hung on them."""
+    found = ((module, getattr(module, _ATTRIBUTE, None)) for module in model.modules())
+    return [(module, bound) for module, bound in found if bound is not None]
 
 
 @disable(reason=BOUNDARY)

@@ -11,6 +11,9 @@ import torch
 import yaml
 
 from omnilit.data.quarantine import read_quarantine
+from omnilit.errors import DataError
+from omnilit.modules.datamodule import _Reducer
+from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.testing import run_ranks
 from omnilit.types import StepResult
 from tests.helpers import training
@@ -28,7 +31,17 @@ CASES: dict[str, dict[str, Any]] = {
     "ulysses, whole copies": {"accelerator": ULYSSES, **DDP},
     "context, whole copies": {"accelerator": CONTEXT, **DDP},
     "compiled": {"accelerator": ULYSSES, "enable_compile": True},
+    "overlapped": {"accelerator": ULYSSES | {"enable_async": True}, "enable_compile": True},
+    "ring": {"accelerator": CONTEXT | {"cp_method": "ring"}},
+    "balanced": {"accelerator": ULYSSES, "model": "moe"},
+    "balanced, context": {"accelerator": CONTEXT, "model": "moe"},
     "padded": {"accelerator": ULYSSES | {"dp_shard_size": 1}, "pad_to_length": True},
+}
+BESIDE: dict[str, dict[str, Any]] = {
+    "two copies": {"accelerator": ULYSSES | {"dp_replicate_size": 2}},
+    "both and a ring": {"accelerator": {**ULYSSES, **CONTEXT, "cp_method": "ring"}},
+    "split matrices": {"accelerator": ULYSSES | {"tp_size": 2}},
+    "balanced, experts spread": {"accelerator": CONTEXT | {"ep_size": 2}, "model": "moe"},
 }
 
 
@@ -36,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
     training.write_model(folder / "model")
+    training.write_model(folder / "moe", "qwen3_moe", output_router_logits=True)
     sources = [folder / f"{name}.jsonl" for name in ("long", "short")]
     for seed, source in enumerate(sources):
         training.write_conversations(source, 30, seed=seed)
@@ -51,9 +65,11 @@ def run(folder: Path, name: str, over: dict[str, Any], data: dict[str, Any]) -> 
     torch.compiler.set_default_backend("eager")
     watcher = Watcher()
     settings = {"global_batch_size": 4, "max_steps": STEPS, "eval_steps": STEPS, **over}
+    model = settings.pop("model", "model")
     _, module = training.train(
         folder,
         training.arguments(folder / name, **settings),
+        model={"config_path": str(folder / model)},
         data={
             "train_path": str(folder / "mixture.yaml"),
             "eval_path": str(folder / "eval.jsonl"),
@@ -76,7 +92,7 @@ def run_all(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[st
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("alone")
-    cases: dict[str, dict[str, Any]] = {"alone": {}, "alone, padded": {"pad_to_length": True}}
+    cases = {"alone": {}, "padded": {"pad_to_length": True}, "balanced": {"model": "moe"}}
     (found,) = run_ranks(run_all, 1, folder, cases, tmp_path=tmp_path, timeout_s=150)
     return found
 
@@ -87,9 +103,15 @@ def two(folder, tmp_path_factory):
     return run_ranks(run_all, 2, folder, CASES, tmp_path=tmp_path, timeout_s=150)
 
 
+def like(name: str) -> str:
+    """Which run of one process a case is held against."""
+    return next((one for one in ("padded", "balanced") if name.startswith(one)), "alone")
+
+
 def check_step(found: StepResult, expected: StepResult) -> None:
     for name in ("loss", "grad_norm", "flops"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
     for name in ("step", "tokens", "num_tokens", "source_tokens"):
         assert getattr(found, name) == getattr(expected, name), name
     assert found.source_losses == pytest.approx(expected.source_losses, rel=1e-5)
@@ -105,9 +127,8 @@ def check_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_that_share_sequences_train_the_steps_of_one_process(name, alone, two):
-    expected = alone["alone, padded" if name == "padded" else "alone"]
     for rank in two:
-        check_run(rank[name], expected)
+        check_run(rank[name], alone[like(name)])
 
 
 @pytest.mark.parametrize("name", ["ulysses, whole copies", "context, whole copies"])
@@ -117,10 +138,26 @@ def test_copies_of_a_model_stay_the_same(name, two):
     assert one[0] != one[1]
 
 
-def test_two_data_ranks_of_two_parts_train_the_steps_of_one_process(folder, alone, tmp_path):
-    cases = {"hsdp": {"accelerator": {"dp_replicate_size": 2, **ULYSSES}}}
-    for rank in run_ranks(run_all, 4, folder, cases, tmp_path=tmp_path, timeout_s=150):
-        check_run(rank["hsdp"], alone["alone"])
+def test_beside_other_axes_four_ranks_train_the_steps_of_one_process(folder, alone, tmp_path):
+    ranks = run_ranks(run_all, 4, folder, BESIDE, tmp_path=tmp_path, timeout_s=150)
+    for name in BESIDE:
+        for rank in ranks:
+            check_run(rank[name], alone[like(name)])
+
+
+def reduce_with_error() -> str:
+    topology = Topology.build(ParallelSizes(ulysses_size=2).resolve(2), torch.device("cpu"))
+    error = DataError(problem="gone", fix="look") if topology.sequence_rank == 1 else None
+    try:
+        _Reducer(topology)({"tokens": 3.0}, error)
+    except DataError as caught:
+        return str(caught)
+    return "nothing"
+
+
+def test_an_error_of_one_rank_that_reads_the_data_stops_all(tmp_path):
+    for said in run_ranks(reduce_with_error, 2, tmp_path=tmp_path):
+        assert "gone" in said
 
 
 def read_bad(folder: Path, name: str, accelerator: dict[str, Any]) -> list[StepResult]:

@@ -14,6 +14,8 @@ from omnilit.modules import SFTModule
 from tests.helpers.models import tiny_config
 
 ULYSSES = "train.accelerator.ulysses_size"
+ASYNC = "train.accelerator.enable_async"
+CP, METHOD = "train.accelerator.cp_size", "train.accelerator.cp_method"
 CONFIG = "model.config_path"
 FIELDS = {field.path: field for field in task_fields(SFTModule)}
 
@@ -47,3 +49,13 @@ def test_what_has_a_problem_already_is_not_judged(wrong: str, folder: str):
 
 def test_without_an_axis_that_divides_the_model_nothing_is_read():
     assert misfits({CONFIG: "/no/such/folder", "train.accelerator.cp_size": 2}) == []
+
+
+def test_how_sequences_are_split_is_held_against_the_model(tmp_path: Path):
+    tiny_config("gpt_oss", attention_dropout=0.1).save_pretrained(tmp_path)
+    ring = {CP: 2, METHOD: "ring"}
+    (problem,) = misfits({CONFIG: str(tmp_path), **ring})
+    assert problem.startswith(f"{METHOD}: ring drops no attention weights")
+    found = misfits({CONFIG: str(tmp_path), ULYSSES: 2, ASYNC: True, **ring})
+    assert [problem.partition(":")[0] for problem in found] == [ASYNC, METHOD]
+    assert misfits({CONFIG: str(tmp_path), ULYSSES: 2, ASYNC: True}, (ASYNC,)) == []

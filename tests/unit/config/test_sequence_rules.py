@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from omnilit.config.parallel_rules import ACCELERATOR, CONTEXT, ULYSSES
+from omnilit.config.parallel_rules import ATTENTION, CONTEXT, METHOD, ULYSSES
 from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
 
 GOOD = {"model.config_path": "m", "data.train_path": "d"}
-METHOD = f"{ACCELERATOR}.cp_method"
 
 
 def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
@@ -28,6 +27,8 @@ def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
         {METHOD: "ring", CONTEXT: 2},
         {METHOD: "gather", CONTEXT: 4},
         {METHOD: "ring", CONTEXT: 2, ULYSSES: 2},
+        {CONTEXT: 2, ATTENTION: "eager"},
+        {METHOD: "ring", CONTEXT: 2, ATTENTION: "flash_attention_2"},  # its default
     ],
 )
 def test_a_method_that_has_an_effect_is_good(given: dict[str, Any], fields: list[Field]):
@@ -39,4 +40,11 @@ def test_a_ring_of_one_rank_is_an_error(given: dict[str, Any], fields: list[Fiel
     assert problems(fields, {METHOD: "ring", **given}) == [
         (f"{METHOD}: ring has no effect, because cp_size is 1. To fix: leave it out, or set "
          "cp_size above 1.")
+    ]  # fmt: skip
+
+
+def test_a_ring_goes_past_the_kernel_of_attention(fields: list[Field]):
+    assert problems(fields, {METHOD: "ring", CONTEXT: 2, ATTENTION: "eager"}) == [
+        (f"{ATTENTION}: eager has no effect, because cp_method: ring attends by code of its own. "
+         "To fix: leave it out, or set cp_method: gather.")
     ]  # fmt: skip

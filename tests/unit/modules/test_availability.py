@@ -24,11 +24,10 @@ def refused(**train):
 
 
 def test_what_comes_later_is_refused_in_python_too():
-    nested = AcceleratorConfig(tp_size=4, pp_size=2)
+    nested = AcceleratorConfig(pp_size=2)
     found = refused(enable_batch_invariant_mode=True, accelerator=nested)
     assert found == {
         "train.enable_batch_invariant_mode",
-        "train.accelerator.tp_size",
         "train.accelerator.pp_size",
     }
 
