@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import lcm
+from typing import Final
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,6 +22,8 @@ from transformers import PreTrainedModel
 from omnilit.config.parallel_sizes import ParallelSizes
 from omnilit.models.attention import is_attention
 from omnilit.parallel.shards import HeldUnit
+
+SUM_BYTES: Final = 4  # of an element of the sums that a ring hands on: float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class StepShape:
         is_recomputed: The forward of every block runs a second time.
         keeps_gathered: Parameters stay gathered from one micro-batch to the next.
         reductions: How often gradients are summed over ranks.
+        is_ring: Keys and values go round from rank to rank, and are not gathered.
     """
 
     micro_batches: int
@@ -90,6 +94,7 @@ class StepShape:
     is_recomputed: bool
     keeps_gathered: bool
     reductions: int = 1
+    is_ring: bool = False
 
     @property
     def forwards(self) -> int:
@@ -216,13 +221,20 @@ def _ulysses_traffic(
 def _context_traffic(
     widths: ModelWidths, sizes: ParallelSizes, step: StepShape
 ) -> Iterator[Traffic]:
-    """Keys and values are gathered, their gradients reduced and scattered."""
+    """Keys and values are gathered, their gradients reduced and scattered.
+
+    Or they go round, in backward too, and with them the float32 sums of their gradients, which
+    have one step more to go.
+    """
     ranks = sizes.cp_size
     _, kv_heads = _attention_heads(widths, sizes)
     tokens = _local_tokens(sizes, step) * sizes.ulysses_size
     own = tokens * kv_heads // sizes.ulysses_size * (widths.key_width + widths.value_width)
     sent = own * (ranks - 1) * step.compute_bytes * step.passes * widths.attentions
-    yield Traffic("cp", "gather keys and values", ranks, sent)
+    if step.is_ring and ranks > 1:
+        sent += own * ranks * SUM_BYTES * step.micro_batches * widths.attentions
+    what = "pass keys and values on" if step.is_ring else "gather keys and values"
+    yield Traffic("cp", what, ranks, sent)
 
 
 def _tensor_traffic(

@@ -188,4 +188,5 @@ def _step_shape(
         is_recomputed=train.gradient_checkpointing.enable,
         keeps_gathered=not request.fsdp.reshard_after_backward,
         reductions=micro_batches if request.fsdp.sync_each_micro_batch else 1,
+        is_ring=request.accelerator.cp_method == "ring",
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from omnilit.logging import format_table
+from omnilit.parallel.sequence import SequenceLayout
 from omnilit.parallel.shards import HeldParameter
 from omnilit.tools.rehearsal import Rehearsal
 
@@ -89,7 +90,7 @@ def _uneven(found: Rehearsal) -> Rows:
 
 def _uneven_sizes(found: Rehearsal) -> Rows:
     sizes, tokens = found.sizes, found.step.tokens
-    if rest := tokens % sizes.sequence_size:
-        filled = tokens + sizes.sequence_size - rest
-        what = f"a full micro-batch is filled up to {filled}"
-        yield "tokens of a micro-batch", tokens, sizes.sequence_size, what
+    multiple = SequenceLayout(sizes.cp_size, sizes.ulysses_size).multiple
+    if rest := tokens % multiple:
+        what = f"a full micro-batch is filled up to {tokens + multiple - rest}"
+        yield "tokens of a micro-batch", tokens, multiple, what

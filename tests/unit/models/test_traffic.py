@@ -65,6 +65,12 @@ def test_context_parallel_ranks_gather_keys_and_values():
     assert sent(cp_size=3) == {"cp": own * 2 * 10 * 3}
 
 
+def test_in_a_ring_keys_and_values_go_round_and_the_sums_of_their_gradients_come_home():
+    own = 32 * 2 * (16 + 16)
+    there, home = own * 2 * 2 * 10 * 3, own * 4 * 3 * 5 * 3
+    assert sent(replace(STEP, is_ring=True), cp_size=3) == {"cp": there + home}
+
+
 def test_behind_ulysses_a_rank_gathers_its_heads_alone():
     own = 48 * 1 * (16 + 16) * 2  # 24 tokens of 2 ranks, 1 of 2 heads
     assert sent(cp_size=2, ulysses_size=2)["cp"] == own * 10 * 3
