@@ -43,8 +43,8 @@ def local_counts() -> Iterator[None]:
 def leaking_segments() -> Iterator[None]:
     """Attention takes a packed row for one sequence."""
 
-    def whole(segments: Any, query: Tensor, key: Tensor) -> tuple[int, int]:
-        return 0, query.shape[2]
+    def whole(segments: Any, query: Tensor, key: Tensor, num_parts: int) -> tuple[int, int]:
+        return 0, query.shape[2] * num_parts
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_checked_bounds", whole)
