@@ -31,7 +31,6 @@ from omnilit.models.build import (
     load_model_config,
     load_tokenizer,
 )
-from omnilit.models.sequence import layout_of
 from omnilit.models.weights import gather_weights
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
@@ -41,7 +40,6 @@ from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import raise_together, sum_over
 from omnilit.parallel.grad_norm import clip_gradients
 from omnilit.parallel.mesh import Topology
-from omnilit.parallel.sequence import split_sequence
 from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp
 
 log = get_logger(__name__)
@@ -244,13 +242,6 @@ class OmniModule(LightningModule):
         _seed_rank(self.train_arguments.seed, topology.data_rank)
 
     # Training
-
-    @override
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if not isinstance(batch, MicroBatch):
-            return batch
-        topology = self.topology
-        return split_sequence(batch, layout_of(topology), topology.sequence_rank)
 
     @override
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:

@@ -31,12 +31,15 @@ from omnilit.checkpoint.together import run_together
 from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
+from omnilit.models.sequence import layout_of
 from omnilit.parallel import determinism
 from omnilit.parallel.fsdp import set_gradient_sync, set_resharding
 from omnilit.parallel.host_memory import keep_freed_blocks
 from omnilit.parallel.materialize import move_unsharded
 from omnilit.parallel.mesh import ParallelSizes, Topology
+from omnilit.parallel.sequence import split_sequence
 from omnilit.strategies.progress import ResumableData, read_place, resume_at, resume_loops
+from omnilit.types import MicroBatch
 
 log = get_logger(__name__)
 
@@ -127,6 +130,15 @@ class OmniStrategy(ModelParallelStrategy):
             if self._before is not None:
                 determinism.restore(self._before)
                 self._before = None
+
+    @override
+    def batch_to_device(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        if isinstance(batch, MicroBatch):  # split first: the other ranks' parts never move
+            topology = self.topology
+            batch = split_sequence(batch, layout_of(topology), topology.sequence_rank)
+        return super().batch_to_device(batch, device, dataloader_idx)
 
     @property
     def _is_deterministic(self) -> bool:
