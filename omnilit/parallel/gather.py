@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.distributed import ProcessGroup
 
-TOKENS = 2  # the dimension of [B, K, T, H] that is divided among the ranks
+from omnilit.parallel.shares import TOKENS, share_out, trade_shares
 
 
 def gather_row(
@@ -69,15 +69,10 @@ def _scatter_sums(
     gradients: Sequence[Tensor], group: ProcessGroup, order: tuple[int, ...]
 ) -> tuple[Tensor, ...]:
     """The reverse of gathering: a reduce-scatter whose sums are not rounded on the way."""
-    num_ranks = group.size()
     shares = []
     for gradient in gradients:
         chunks = gradient.chunk(len(order), TOKENS)
         by_rank = torch.cat([chunks[chunk] for chunk in order], TOKENS)
-        shares.append(by_rank.unflatten(TOKENS, (num_ranks, -1)).movedim(TOKENS, 0))
-    sent = torch.cat([share.reshape(num_ranks, -1) for share in shares], dim=1)
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
-    summed = received.sum(0, dtype=torch.float32).to(sent.dtype)
-    columns = summed.split([share[0].numel() for share in shares])
-    return tuple(c.view(share.shape[1:]) for c, share in zip(columns, shares, strict=True))
+        shares.append(share_out(by_rank, TOKENS, group.size()))
+    came = trade_shares(shares, group)
+    return tuple(parts.sum(0, dtype=torch.float32).to(parts.dtype) for parts in came)

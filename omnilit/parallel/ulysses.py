@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.distributed import ProcessGroup
 
-HEADS = 1  # the dimension of [B, N, T, H] that is split while whole sequences are attended
-TOKENS = 2
+from omnilit.parallel.shares import HEADS, TOKENS, join_shares, share_out, trade_shares
 
 
 def sequence_to_heads(tensors: Sequence[Tensor], group: ProcessGroup) -> tuple[Tensor, ...]:
@@ -80,23 +77,5 @@ def exchange(
 
     One all-to-all for all tensors, without gradient.
     """
-    num_ranks = group.size()
-    shares = [share_out(x, split, num_ranks) for x in tensors]
-    sent = torch.cat([share.reshape(num_ranks, -1) for share in shares], dim=1)
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
-    columns = received.split([share[0].numel() for share in shares], dim=1)
-    return tuple(
-        join_shares(column.view(share.shape), join)
-        for column, share in zip(columns, shares, strict=True)
-    )
-
-
-def share_out(x: Tensor, dim: int, num_ranks: int) -> Tensor:
-    """The equal parts of a dimension, along a new first one."""
-    return x.unflatten(dim, (num_ranks, -1)).movedim(dim, 0)
-
-
-def join_shares(shares: Tensor, dim: int) -> Tensor:
-    """The inverse of `share_out`."""
-    return shares.movedim(0, dim).flatten(dim, dim + 1)
+    shares = [share_out(x, split, group.size()) for x in tensors]
+    return tuple(join_shares(came, join) for came in trade_shares(shares, group))

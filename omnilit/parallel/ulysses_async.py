@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed import ProcessGroup, Work
 
-from omnilit.parallel.ulysses import HEADS, TOKENS, join_shares, share_out
+from omnilit.parallel.shares import HEADS, TOKENS, join_shares, share_out
 
 
 @dataclass(slots=True)
