@@ -62,7 +62,7 @@ class _Turn:
     def rounds(self) -> Iterator[list[Block]]:
         """What there is to attend to in each round: first to this rank's own keys."""
         rank, size = self.group.rank(), self.group.size()
-        spans = [self.layout.spans(owner, self.bounds) for owner in range(size)]
+        spans = self.layout.all_spans(self.bounds)
         for step in range(size):
             key_spans = spans[(rank - step) % size]
             yield list(pair_blocks(spans[rank], key_spans, self.bounds, self.rule))

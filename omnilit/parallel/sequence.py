@@ -69,10 +69,18 @@ class SequenceLayout:
             cp_rank: The part.
             bounds: Ends of the row's segments.
         """
+        return self.all_spans(bounds)[cp_rank]
+
+    def all_spans(self, bounds: Sequence[int]) -> list[list[tuple[int, int]]]:
+        """The `spans` of every part; the order of the chunks is found once for all.
+
+        Args:
+            bounds: Ends of the row's segments.
+        """
         per_part = self._chunks_per_part
         size = bounds[-1] // (self.cp_size * per_part)
-        chunks = self.chunk_order(bounds)[cp_rank * per_part : (cp_rank + 1) * per_part]
-        return [(chunk * size, (chunk + 1) * size) for chunk in chunks]
+        spans = [(chunk * size, (chunk + 1) * size) for chunk in self.chunk_order(bounds)]
+        return [spans[first : first + per_part] for first in range(0, len(spans), per_part)]
 
     def index(self, rank: int, bounds: Sequence[int]) -> Tensor:
         """The places in the row of one rank's tokens, int64 [T / parts].
