@@ -19,6 +19,7 @@ from omnilit.kernels.cross_entropy import HeadKernel, chunk_loss
 from omnilit.models.attention import Segments
 from omnilit.models.calls import CallCounter
 from omnilit.models.head_form import read_head
+from omnilit.parallel.local import local_part
 from omnilit.parallel.vocabulary import VocabularyShards
 from omnilit.types import IGNORE, MicroBatch
 
@@ -131,7 +132,7 @@ class HeadLoss:
         if is_split:
             kernel = partial(chunk_loss, parts=VocabularyShards.of(weight))
             weight = weight.to_local()
-            bias = bias.to_local() if isinstance(bias, DTensor) else bias
+            bias = None if bias is None else local_part(bias)
         self._counter.add(FIELD)
         losses_R = kernel(
             hidden.flatten(0, -2), weight, self._targets, bias_V=bias, softcap=self._softcap

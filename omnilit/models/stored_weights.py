@@ -13,7 +13,6 @@ from typing import Any, Final, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -32,6 +31,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from omnilit.logging import get_logger
 from omnilit.models.weight_report import Mismatch, judge, unreadable
+from omnilit.parallel.local import local_part
 from omnilit.parallel.materialize import Part, copy_part, named_tensors, own_part, pieces
 
 MIB: Final = 2**20
@@ -298,7 +298,7 @@ def _fill_own(parameter: Tensor, twins: Sequence[StoredValues]) -> list[str]:
         return []
     first, *others = twins
     copy_part(parameter, first[part])
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local = local_part(parameter)
     return [
         twin.name
         for twin in others

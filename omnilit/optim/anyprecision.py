@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from typing_extensions import override
 
+from omnilit.parallel.local import local_part
+
 # Elements whose float32 copies exist at one time: 64 MiB each. All at once would take more
 # memory than the averages save.
 BUCKET: Final = 2**24
@@ -113,11 +115,11 @@ class AnyPrecisionAdamW(Optimizer):
             assert isinstance(gradient, DTensor)
             assert gradient.placements == parameter.placements, "a gradient lies as its parameter"
         return _Part(
-            _local(parameter),
-            _local(gradient),
-            _local(state[MEAN]),
-            _local(state[SQUARE]),
-            _local(state[CARRY]) if CARRY in state else None,
+            local_part(parameter),
+            local_part(gradient),
+            local_part(state[MEAN]),
+            local_part(state[SQUARE]),
+            local_part(state[CARRY]) if CARRY in state else None,
             state[COUNT],
         )
 
@@ -137,10 +139,6 @@ class AnyPrecisionAdamW(Optimizer):
         if not group["use_kahan_summation"]:
             state.pop(CARRY, None)  # of a run that had it
         return state
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _pieces(part: _Part) -> Iterator[_Part]:

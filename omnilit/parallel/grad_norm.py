@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
+from omnilit.parallel.local import local_part
+
 ROW = 4096
 CLIP_EPS = 1e-6  # torch's own: a zero norm does not divide by zero
 
@@ -64,7 +66,7 @@ def _squares(gradients: Sequence[Tensor]) -> Tensor:
     """This rank's sum of squares of each gradient, elements that are replicated shared out."""
     locals_, copies = [], []
     for gradient in gradients:
-        locals_.append(gradient.to_local() if isinstance(gradient, DTensor) else gradient)
+        locals_.append(local_part(gradient))
         copies.append(_num_copies(gradient) if isinstance(gradient, DTensor) else 1)
     norms = torch.stack([_norm(local) for local in locals_])
     return norms.square() / norms.new_tensor(copies)
@@ -117,8 +119,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     if max_norm > 0 and bool(torch.isfinite(norm)):
         scale = torch.clamp(max_norm / (norm + CLIP_EPS), max=1.0)
         for parameter in with_gradient:
-            gradient = parameter.grad
-            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            assert local is not None
+            assert parameter.grad is not None
+            local = local_part(parameter.grad)
             local.mul_(scale.to(local.dtype))
     return norm

@@ -15,6 +15,7 @@ from torch.distributed.tensor.placement_types import _StridedShard  # pyright: i
 
 from omnilit.errors import OmniError
 from omnilit.parallel.collectives import is_distributed, raise_together
+from omnilit.parallel.local import local_part
 
 END, FAILED = -1, -2  # what rank 0 sends in place of a tensor's number
 MAX_LISTED = 8
@@ -146,7 +147,7 @@ def copy_part(parameter: Tensor, part: Tensor) -> None:
         part: What `own_part` cuts out of the whole.
     """
     with torch.no_grad():
-        _local(parameter).copy_(part)
+        local_part(parameter).copy_(part)
 
 
 def copy_overlap(parameter: Tensor, piece: Tensor, box: Box) -> None:
@@ -167,7 +168,7 @@ def copy_overlap(parameter: Tensor, piece: Tensor, box: Box) -> None:
         to.append(overlap[0])
         of.append(overlap[1])
     with torch.no_grad():
-        local = _local(parameter)
+        local = local_part(parameter)
         local[tuple(to)] = piece[tuple(of)].to(local.device, local.dtype)
 
 
@@ -183,10 +184,6 @@ def _overlap(own: _Span, cut: slice) -> tuple[_Span, _Span] | None:
     if start >= stop:
         return None
     return slice(start - own.start, stop - own.start), slice(start - cut.start, stop - cut.start)
-
-
-def _local(parameter: Tensor) -> Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def fill(

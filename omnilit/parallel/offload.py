@@ -20,13 +20,13 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from omnilit.errors import TrainingError
 from omnilit.logging import get_logger
 from omnilit.parallel.copies import Copies
 from omnilit.parallel.fsdp import fsdp_modules
+from omnilit.parallel.local import local_part
 
 MIN_BYTES: Final = 1024  # below it a copy costs more than the memory is worth
 MIB: Final = 2**20
@@ -181,8 +181,7 @@ class ActivationOffload:
         with torch.no_grad():
             for module in own:
                 for parameter in module.parameters(recurse=False):
-                    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-                    storage = local.untyped_storage()
+                    storage = local_part(parameter).untyped_storage()
                     self._parameters[_address(storage)] = StorageWeakRef(storage)
 
     def _pack(self, tensor: Tensor) -> Tensor | Saved:

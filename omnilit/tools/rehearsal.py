@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from omnilit.cli.plan import build, read
@@ -21,6 +20,7 @@ from omnilit.models.build import load_model_config
 from omnilit.models.traffic import ModelWidths, StepShape, Traffic, step_traffic
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble_shards
 from omnilit.optim.build import build_optimizer
+from omnilit.parallel.local import local_part
 from omnilit.parallel.mesh import Topology
 from omnilit.parallel.pretend import pretend_ranks
 from omnilit.parallel.shards import HeldParameter, HeldUnit, held_units
@@ -169,8 +169,7 @@ def _state_bytes(optimizer: Optimizer) -> int:
 def _own_bytes(value: object) -> int:
     if not isinstance(value, Tensor):
         return 0
-    local = value.to_local() if isinstance(value, DTensor) else value
-    return local.numel() * local.element_size()
+    return local_part(value).nbytes
 
 
 def _step_shape(
