@@ -216,14 +216,7 @@ def load_weights(
         tensors = initial_tensors(blueprint, seed=seed, names=names)
     else:
         tensors = pretrained_tensors(path, blueprint=blueprint, seed=seed, strict=strict)
-    fill(
-        model,
-        tensors,
-        device=device,
-        names=names,
-        from_rank0=delivery.from_rank0,
-        max_bytes=delivery.max_bytes,
-    )
+    _deliver(model, tensors, delivery, device=device, names=names)
 
 
 def _read_own_part(
@@ -256,6 +249,17 @@ def load_buffers(
     names = [name for name, _ in model.named_buffers()]
     materialize(model, device, is_offloaded=delivery.is_offloaded)
     tensors = initial_tensors(blueprint, seed=0, names=names)
+    _deliver(model, tensors, delivery, device=device, names=names)
+
+
+def _deliver(
+    model: PreTrainedModel,
+    tensors: Iterator[tuple[str, Values]],
+    delivery: Delivery,
+    *,
+    device: torch.device,
+    names: Collection[str] | None,
+) -> None:
     fill(
         model,
         tensors,
