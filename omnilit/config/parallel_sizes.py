@@ -192,9 +192,8 @@ class ParallelSizes:
         return Problem(f"{ACCELERATOR}.{key}", problem, fix)
 
     def _wrong_experts(self) -> list[Problem]:
-        shard = 1 if self.is_ddp else self.dp_shard_size
-        ranks = shard * self.sequence_size * self.tp_size
-        if shard == -1 or ranks % self.ep_size == 0:
+        ranks = self.copy_size
+        if self.dp_shard_size == -1 or ranks % self.ep_size == 0:  # under DDP ep_size is 1
             return []
         names = ("dp_shard_size", "cp_size", "ulysses_size", "tp_size")
         parts = [(name, getattr(self, name)) for name in names if getattr(self, name) > 1]
