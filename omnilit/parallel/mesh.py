@@ -104,16 +104,6 @@ class Topology:
         return self.sizes.sequence_size
 
     @property
-    def ulysses_rank(self) -> int:
-        """This rank's place among those that trade a sequence for heads."""
-        return self.ulysses.get_local_rank()
-
-    @property
-    def cp_rank(self) -> int:
-        """This rank's place among those that exchange keys and values."""
-        return self.cp.get_local_rank()
-
-    @property
     def tp_rank(self) -> int:
         """Which part of each matrix this rank holds."""
         return self.tp.get_local_rank()
