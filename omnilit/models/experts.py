@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
+from omnilit.config.parallel_rules import EXPERTS as KEY
 from omnilit.errors import ConfigError, Problem
 
-KEY: Final = "train.accelerator.ep_size"
 _SPLIT: Final = "grouped_gemm"  # of a parameter: one expert a row, rows split over ranks
 _DISPATCH: Final = "ep_dispatch_experts"  # of a module: tokens travel to their experts
 

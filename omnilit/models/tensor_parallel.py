@@ -23,13 +23,13 @@ from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 from omnilit.config import tensor_rules
+from omnilit.config.tensor_rules import TP as KEY
 from omnilit.errors import ConfigError, Problem
 from omnilit.kernels.resolve import Choice, KernelSet
 from omnilit.models import head
 from omnilit.models.families.tensor_plans import SHARED_BIAS, plan_of
 from omnilit.parallel.replicated import sum_gradients, sum_values
 
-KEY: Final = "train.accelerator.tp_size"
 OWN_HEADS: Final = "replicated_with_grad_allreduce"  # a norm over the heads that a rank has
 MAX_LISTED: Final = 4
 
