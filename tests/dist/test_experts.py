@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omnilit.kernels import moe
+from omnilit.models.places import is_experts
 from omnilit.parallel.grad_norm import clip_gradients, group_norms, total_norm
-from omnilit.parallel.mesh import ParallelSizes
+from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.testing import run_ranks
-from tests.helpers.experts import alone, batches, spread, summed, train_once
+from tests.helpers.experts import alone, batches, summed, train_once
 from tests.helpers.gradients import Deviation, compare, gradients_of
 from tests.helpers.models import tiny
+from tests.helpers.spread import CPU, spread
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 INSIDE, OUTSIDE = ParallelSizes(ep_size=2), ParallelSizes(ep_size=2, ep_outside=True)
@@ -63,12 +66,11 @@ def run_case(family: str, sizes: ParallelSizes, special: frozenset[str]) -> dict
         calls.append(1)
         return moe.eager(*args)
 
-    binding, topology = spread(
-        model,
-        sizes,
-        recompute="recomputed" in special,
-        experts=kernel if "kernel" in special else None,
-    )
+    if "kernel" in special:
+        for module in filter(is_experts, model.modules()):
+            module.forward = MethodType(kernel, module)
+    topology = Topology.build(sizes, CPU)
+    binding = spread(model, topology, recompute="recomputed" in special)
     number = topology.loss.size() * PER_RANK
     expected_loss, expected = alone(one, number)
     parts = batches(number)

@@ -30,12 +30,12 @@ from omnilit.optim.build import build_optimizer
 from omnilit.parallel.materialize import named_tensors
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.testing import run_ranks
-from tests.helpers.experts import alone, batches, spread, train_once
+from tests.helpers.experts import alone, batches, train_once
 from tests.helpers.gradients import compare, gradients_of
 from tests.helpers.models import tiny, tiny_config
+from tests.helpers.spread import CPU, spread
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
-CPU = torch.device("cpu")
 INSIDE, OUTSIDE = ParallelSizes(ep_size=2), ParallelSizes(ep_size=2, ep_outside=True)
 COPIES = ParallelSizes(dp_replicate_size=2, ep_size=2)
 # Nothing but the number of experts can be divided, and that unevenly: shards within shards
@@ -47,7 +47,7 @@ def held(family: str, sizes: ParallelSizes, over: dict[str, Any], **how: Any) ->
     """The whole values of a model that was built on the meta device, spread and filled."""
     config = tiny_config(family, **over)
     model = build_meta(config, dtype=torch.float32)
-    spread(model, sizes)
+    spread(model, Topology.build(sizes, CPU))
     load_weights(model, config, device=CPU, seed=5, **how)
     return gather_weights(model)
 
@@ -91,7 +91,8 @@ def check_steps() -> dict[str, float]:
     for name, make in OPTIMIZERS.items():
         over = ODD if name == "fused" else {}
         one, model = tiny("qwen3_moe", **over), tiny("qwen3_moe", **over)
-        binding, topology = spread(model, OUTSIDE)
+        topology = Topology.build(OUTSIDE, CPU)
+        binding = spread(model, topology)
         optimizers = make(one), make(model)
         for _ in range(2):
             for optimizer in optimizers:
@@ -115,7 +116,8 @@ def breaks_when_experts_are_averaged() -> str:
     """What the comparator says of experts' gradients that are means over their shards' ranks."""
     parts, model = batches(dist.get_world_size()), tiny("qwen3_moe")
     expected = alone(tiny("qwen3_moe"), len(parts))[1]
-    binding, topology = spread(model, INSIDE)
+    topology = Topology.build(INSIDE, CPU)
+    binding = spread(model, topology)
     for module in model.modules():
         if places.is_experts(module):
             cast("FSDPModule", module).set_gradient_divide_factor(2.0)

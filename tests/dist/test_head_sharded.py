@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from omnilit.models.blocks import decoder_blocks
 from omnilit.testing import run_ranks
-from tests.helpers.sharded import build_sharded
 from tests.helpers.gradients import gradients_of
 from tests.helpers.models import gradients, packed_batch, reference_loss, tiny, worst_difference
+from tests.helpers.spread import spread, topology_of
 
 
 def micro_batches(keep_last: float):
@@ -24,7 +24,8 @@ def micro_batches(keep_last: float):
 def train_sharded(
     family: str, keep_last: float, recompute: bool
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    model, binding = build_sharded(family, recompute=recompute)
+    model = tiny(family)
+    binding = spread(model, topology_of(), recompute=recompute)
     batches = micro_batches(keep_last)
     batch = batches[torch.distributed.get_rank()]
     loss = binding.head.forward(model, batch).token_losses.sum()
@@ -57,7 +58,8 @@ def test_sharded_gradients_equal_those_of_one_process(tmp_path):
 
 def count_gathered(family: str) -> tuple[list[tuple[str, int]], list[str]]:
     """Elements of the parameters that are gathered when each part begins, forward and backward."""
-    model, binding = build_sharded(family)
+    model = tiny(family)
+    binding = spread(model, topology_of(), forward_prefetch=False)
     seen: list[tuple[str, int]] = []
 
     def note(name: str) -> None:

@@ -19,8 +19,8 @@ from omnilit.testing import run_ranks
 from tests.helpers import training
 from tests.helpers.gradients import compare, gradients_of
 from tests.helpers.layouts import DDP, deviation, run_layout
-from tests.helpers.models import packed_batch
-from tests.helpers.sharded import build_sharded
+from tests.helpers.models import packed_batch, tiny
+from tests.helpers.spread import spread, topology_of
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 STEPS = 10
@@ -117,13 +117,16 @@ FAMILIES = ("qwen3", "qwen3_tied", "qwen3_moe")
 
 def move_activations() -> list[tuple[list[int], int, float]]:
     """What leaves, and how far the gradients are from those of a model that moves nothing."""
-    batch, found = packed_batch((40, 24), seed=dist.get_rank()), []
+    topology, found = topology_of(), []
+    batch = packed_batch((40, 24), seed=dist.get_rank())
     for family in FAMILIES:
-        plain, bound = build_sharded(family)
+        plain = tiny(family)
+        bound = spread(plain, topology)
         bound.head.forward(plain, batch).token_losses.sum().backward()
         expected = gradients_of(plain)
         for recompute in (False, True):
-            model, binding = build_sharded(family, recompute=recompute)
+            model = tiny(family)
+            binding = spread(model, topology, recompute=recompute)
             copies = Watched(model)
             offload = ActivationOffload(copies, limit=0)
             offload.watch([unit for unit in fsdp_modules(model) if isinstance(unit, nn.Module)])

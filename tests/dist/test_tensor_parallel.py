@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from omnilit.config import GradientCheckpointingConfig, OpsImplementationConfig
+from omnilit.config import OpsImplementationConfig
 from omnilit.kernels.slots import MOE, ROTARY, SWIGLU
 from omnilit.models import tensor_parallel
 from omnilit.parallel import vocabulary
@@ -21,7 +21,7 @@ from omnilit.parallel.grad_norm import total_norm
 from omnilit.testing import run_ranks
 from tests.helpers.gradients import compare, gradients_of
 from tests.helpers.models import packed_batch, reference_loss, tiny
-from tests.helpers.split import spread, topology_of
+from tests.helpers.spread import spread, topology_of
 
 pytestmark = pytest.mark.dist
 FAMILIES = (
@@ -123,8 +123,8 @@ def test_shards_of_split_matrices_and_accumulated_gradients_equal_one_process(tm
     check(FOUR, 4, tmp_path)
 
 
-RECOMPUTED = {"recompute": GradientCheckpointingConfig(enable=True)}
-REENTRANT = {"recompute": GradientCheckpointingConfig(enable=True, enable_reentrant=True)}
+RECOMPUTED = {"recompute": True}
+REENTRANT = {"recompute": True, "reentrant": True}
 RECOMPUTE = (
     ("qwen3", RECOMPUTED, TP),
     ("gpt_oss", RECOMPUTED, TP),

@@ -18,7 +18,7 @@ from omnilit.parallel.materialize import fill_parameter
 from omnilit.parallel.pieces import gather, in_one_piece, is_in_pieces, take_from_one_piece
 from omnilit.testing import run_ranks
 from tests.helpers.models import tiny, tiny_config
-from tests.helpers.split import CPU, spread, topology_of
+from tests.helpers.spread import CPU, spread, topology_of
 
 pytestmark = pytest.mark.dist
 FAMILIES = ("qwen3_tied", "gpt_oss", "qwen3_moe")

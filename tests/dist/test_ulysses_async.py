@@ -9,16 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from omnilit.config import AcceleratorConfig, OpsImplementationConfig
-from omnilit.kernels.machine import Machine
-from omnilit.kernels.resolve import resolve_kernels
+from omnilit.config import AcceleratorConfig
 from omnilit.models.bind import bind_kernels
 from omnilit.models.sequence import layout_of, split_attention
 from omnilit.parallel import ulysses_async
-from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.parallel.sequence import split_sequence
 from omnilit.testing import run_ranks
 from tests.helpers.models import packed_batch, tiny
+from tests.helpers.spread import cpu_kernels, topology_of
 
 pytestmark = pytest.mark.dist
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -37,12 +35,9 @@ def watch(module: nn.Module, name: str, events: list[str]) -> None:
 
 def order() -> tuple[list[str], list[str]]:
     """What one layer does, in the forward and in the backward."""
-    sizes = ParallelSizes(ulysses_size=2).resolve(2)
-    topology = Topology.build(sizes, torch.device("cpu"))
+    topology = topology_of(ulysses_size=2)
     model = tiny("qwen3", num_hidden_layers=1)
-    ops = OpsImplementationConfig()
-    kernels = resolve_kernels(ops, given=frozenset(), machine=Machine("cpu"))
-    binding = bind_kernels(model, kernels)
+    binding = bind_kernels(model, cpu_kernels())
     split_attention(model, topology, AcceleratorConfig(ulysses_size=2, enable_async=True))
     events: list[str] = []
     for name, module in model.named_modules():

@@ -11,28 +11,17 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
-from omnilit.config import (
-    AcceleratorConfig,
-    FSDPConfig,
-    GradientCheckpointingConfig,
-    OpsImplementationConfig,
-)
-from omnilit.kernels.machine import Machine
-from omnilit.kernels.resolve import resolve_kernels
-from omnilit.models.bind import bind_kernels
-from omnilit.models.blocks import decoder_blocks
-from omnilit.models.recompute import enable_recomputation
-from omnilit.models.sequence import layout_of, split_attention
+from omnilit.config import AcceleratorConfig, FSDPConfig, OpsImplementationConfig
+from omnilit.models.sequence import layout_of
 from omnilit.parallel.collectives import sum_over
-from omnilit.parallel.fsdp import shard_model
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.parallel.sequence import split_sequence
 from omnilit.types import IGNORE, MicroBatch
 from tests.helpers.gradients import Deviation, compare, gradients_of
 from tests.helpers.models import packed_batch, reference_loss, tiny
+from tests.helpers.spread import CPU, spread
 
 Result = tuple[float, dict[str, Tensor]]
 # Odd lengths, a segment of one token, some that cross from part to part; 47 and 45 tokens
@@ -96,7 +85,7 @@ def run_broken(cases: Sequence[tuple[Case, str, Any]]) -> list[Result]:
 
 def _run(case: Case) -> Result:
     sizes = ParallelSizes.of(case.accelerator).resolve(dist.get_world_size())
-    topology = Topology.build(sizes, torch.device("cpu"))
+    topology = Topology.build(sizes, CPU)
     with _warnings_are_errors():
         model = tiny(case.family, **case.over)
         loss = _backward(model, case, topology)
@@ -113,17 +102,12 @@ def _warnings_are_errors() -> Iterator[None]:
 
 
 def _backward(model: PreTrainedModel, case: Case, topology: Topology) -> float:
-    ops = OpsImplementationConfig(attn_implementation=case.attention)
-    kernels = resolve_kernels(ops, given=frozenset({"attn_implementation"}), machine=Machine("cpu"))
-    binding = bind_kernels(model, kernels)
-    split_attention(model, topology, case.accelerator)
-    enable_recomputation(model, GradientCheckpointingConfig(enable=case.recompute))
-    shard_model(
+    binding = spread(
         model,
-        units=decoder_blocks(model),
-        mesh=topology.fsdp,
-        policy=MixedPrecisionPolicy(),
-        reshard_after_forward=True,
+        topology,
+        ops=OpsImplementationConfig(attn_implementation=case.attention),
+        accelerator=case.accelerator,
+        recompute=case.recompute,
     )
     rows = case.batches(topology.data_size)
     part = split_sequence(rows[topology.data_rank], layout_of(topology), topology.sequence_rank)

@@ -13,8 +13,8 @@ from omnilit.config import GradientCheckpointingConfig
 from omnilit.errors import ConfigError
 from omnilit.models.bind import bind_kernels
 from omnilit.models.recompute import enable_recomputation
-from tests.helpers.experts import cpu_kernels
 from tests.helpers.models import packed_batch, tiny
+from tests.helpers.spread import cpu_kernels
 
 
 def holding(model: nn.Module) -> nn.Module:

@@ -17,9 +17,9 @@ from omnilit.models.balance import RouterBalance
 from omnilit.models.bind import bind_kernels
 from omnilit.models.calls import CallCounter
 from omnilit.models.recompute import enable_recomputation
-from tests.helpers.experts import cpu_kernels
 from tests.helpers.gradients import compare, gradients_of
 from tests.helpers.models import packed_batch, tiny
+from tests.helpers.spread import cpu_kernels
 
 ASKED: dict[str, Any] = {"output_router_logits": True, "router_aux_loss_coef": 0.25}
 
