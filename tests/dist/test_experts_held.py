@@ -60,7 +60,7 @@ def check_values(folder: Path) -> int:
         trained = named_tensors(tiny(family, **over))
         drawn = dict(initial_tensors(build_meta(tiny_config(family), dtype=torch.float32), seed=5))
         for sizes in (OUTSIDE, COPIES):
-            for delivery in (Delivery(max_bytes=1000), Delivery(from_rank0=False)):
+            for delivery in (Delivery(max_bytes=10_000), Delivery(from_rank0=False)):
                 for source, expected in ((None, drawn), (path, trained)):
                     found = held(family, sizes, over, path=source, delivery=delivery)
                     assert all(torch.equal(t, expected[n]) for n, t in found.items()), family
