@@ -89,6 +89,20 @@ def sum_or_raise(
     return sums
 
 
+def share_from(rank: int, value: T, group: ProcessGroup, device: str | torch.device = "cpu") -> T:
+    """What one rank of `group` has, on every rank of it.
+
+    Args:
+        rank: Which one, counted in the group.
+        value: Anything that pickles; what the other ranks give is not used.
+        group: The ranks that call.
+        device: Where the backend of the group works: "cpu" for gloo.
+    """
+    box = [value]
+    dist.broadcast_object_list(box, group_src=rank, group=group, device=torch.device(device))
+    return box[0]
+
+
 def raise_together(error: BaseException | None, group: ProcessGroup | None = None) -> None:
     """Raise on every rank when any rank has an error; every rank must call.
 
