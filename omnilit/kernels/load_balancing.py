@@ -38,12 +38,37 @@ def eager(
 
     Source: Switch Transformers, arXiv 2101.03961, equations 4 to 6, with top_k > 1.
     """
+    sums = add_up(router_logits, num_experts=num_experts, top_k=top_k, is_real=is_real)
+    return of_sums(sums, num_experts=num_experts, group=group)
+
+
+def add_up(
+    router_logits: Sequence[Tensor], *, num_experts: int, top_k: int, is_real: Tensor | None = None
+) -> Tensor:
+    """What layers add to the loss, which is a function of the sum over all of them.
+
+    Args:
+        router_logits: See `eager`; at least one layer.
+        num_experts: E.
+        top_k: Experts a token is sent to.
+        is_real: True for the tokens that count.
+
+    Returns:
+        Routed slots and probabilities of each expert, and rows, [2 E + 1]; float32.
+    """
     logits = torch.cat([layer if is_real is None else layer[is_real] for layer in router_logits])
     probabilities = logits.float().softmax(-1)
     chosen = probabilities.topk(top_k, dim=-1).indices
     slots = torch.bincount(chosen.flatten(), minlength=num_experts)
-    counts = torch.cat([slots, slots.new_tensor([logits.shape[0]])])
+    rows = slots.new_tensor([logits.shape[0]])
+    return torch.cat([slots.float(), probabilities.sum(0), rows.float()])
+
+
+def of_sums(sums: Tensor, *, num_experts: int, group: ProcessGroup | None = None) -> Tensor:
+    """The loss of what `add_up` gave of all layers, added up; see `eager`."""
+    slots_E, probabilities_E, rows = sums.split([num_experts, num_experts, 1])
+    counts = torch.cat([slots_E, rows]).detach()
     if group is not None and dist.get_world_size(group) > 1:
         dist.all_reduce(counts, group=group)
-    slots_E, num_rows = counts[:-1].float(), counts[-1].clamp(min=1)
-    return num_experts * (slots_E / num_rows * (probabilities.sum(0) / num_rows)).sum()
+    slots_E, num_rows = counts[:-1], counts[-1].clamp(min=1)
+    return num_experts * (slots_E / num_rows * (probabilities_E / num_rows)).sum()

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
+from omnilit.kernels import load_balancing
 from omnilit.kernels.slot import Kernel
 from omnilit.models.calls import CallCounter
+from omnilit.models.fit import ModelNumbers
 from omnilit.types import IGNORE, MicroBatch
 
 FIELD: Final = "load_balancing_loss_implementation"
@@ -29,14 +32,22 @@ class RouterBalance:
 
     Args:
         kernel: Backend of the slot `load_balancing_loss`.
+        num_experts: Of a layer.
         top_k: Experts that a token is sent to.
         coefficient: Weight of the loss beside that of the tokens.
         counter: Counts the kernel's calls until the first step is checked.
     """
 
     def __init__(
-        self, kernel: Kernel, *, top_k: int, coefficient: float, counter: CallCounter
+        self,
+        kernel: Kernel,
+        *,
+        num_experts: int,
+        top_k: int,
+        coefficient: float,
+        counter: CallCounter,
     ) -> None:
+        self.num_experts = num_experts
         self.top_k = top_k
         self.coefficient = coefficient
         self._kernel = kernel
@@ -75,6 +86,7 @@ class RouterBalance:
             )
         balance = cls(
             kernel,
+            num_experts=ModelNumbers.of(model.config).experts,
             top_k=top_k,
             coefficient=getattr(config, "router_aux_loss_coef", 0.0),
             counter=counter,
@@ -96,7 +108,35 @@ class RouterBalance:
         finally:
             self._is_listening = False
 
-    def weigh(self, batch: MicroBatch, group: ProcessGroup | None = None) -> Tensor:
+    def add_up(self, batch: MicroBatch, before: Tensor | None = None) -> Tensor:
+        """What the routers that were listened to add to the loss of a pipeline's last stage.
+
+        Args:
+            batch: The micro-batch, or this rank's part of it.
+            before: The same of the stages before.
+
+        Returns:
+            The sums up to here, [2 E + 1]; see `load_balancing.add_up`.
+        """
+        logits, self._logits = self._logits, ()
+        if logits:
+            self._counter.add(FIELD)
+            own = load_balancing.add_up(
+                logits, num_experts=self.num_experts, top_k=self.top_k, is_real=batch.is_real
+            )
+        else:  # a stage without experts; its sums have a gradient like all others
+            own = torch.zeros(
+                2 * self.num_experts + 1, device=batch.labels.device, requires_grad=True
+            )
+        return own if before is None else before + own
+
+    def weigh(
+        self,
+        batch: MicroBatch,
+        group: ProcessGroup | None = None,
+        *,
+        before: Tensor | None = None,
+    ) -> Tensor:
         """This rank's share of the loss of the micro-batch whose forward was listened to.
 
         It counts once a supervised token of the micro-batch, so that in the mean over a step's
@@ -105,19 +145,24 @@ class RouterBalance:
         Args:
             batch: The micro-batch, or this rank's part of it.
             group: The ranks that hold its parts; None where this rank holds all of it.
+            before: What `add_up` gave on the stages before, where this is a pipeline's last.
 
         Returns:
             A scalar; the shares of `group` add up to the whole, and so do their gradients.
         """
-        logits, self._logits = self._logits, ()
-        self._counter.add(FIELD)
-        loss = self._kernel(
-            logits,
-            num_experts=logits[0].shape[-1],
-            top_k=self.top_k,
-            is_real=batch.is_real,
-            group=group,
-        )
+        if before is not None:
+            sums = self.add_up(batch, before)
+            loss = load_balancing.of_sums(sums, num_experts=self.num_experts, group=group)
+        else:
+            logits, self._logits = self._logits, ()
+            self._counter.add(FIELD)
+            loss = self._kernel(
+                logits,
+                num_experts=logits[0].shape[-1],
+                top_k=self.top_k,
+                is_real=batch.is_real,
+                group=group,
+            )
         num_targets = (batch.labels != IGNORE).sum()
         if group is not None and dist.get_world_size(group) > 1:
             dist.all_reduce(num_targets, group=group)

@@ -71,7 +71,12 @@ class Binding:
         self._counter = counter
 
     def forward(
-        self, model: PreTrainedModel, batch: MicroBatch, *, sequence: ProcessGroup | None = None
+        self,
+        model: PreTrainedModel,
+        batch: MicroBatch,
+        *,
+        sequence: ProcessGroup | None = None,
+        states: Sequence[Tensor] = (),
     ) -> head.ForwardOutput:
         """Losses of the supervised tokens, and the router's balance loss where there is one.
 
@@ -79,12 +84,36 @@ class Binding:
             model: The model that the kernels were bound to, sharded or not.
             batch: On the model's device.
             sequence: The ranks that hold parts of this micro-batch; None where it is whole here.
+            states: What `pass_on` gave on the stage before, where this is a pipeline's last.
         """
+        hidden, *sums = states or (None,)
         if self.balance is None:
-            return self.head.forward(model, batch)
+            return self.head.forward(model, batch, hidden)
         with self.balance.listening():
-            output = self.head.forward(model, batch)
-        return replace(output, balance=self.balance.weigh(batch, sequence))
+            output = self.head.forward(model, batch, hidden)
+        balance = self.balance.weigh(batch, sequence, before=sums[0] if sums else None)
+        return replace(output, balance=balance)
+
+    def pass_on(
+        self, model: PreTrainedModel, batch: MicroBatch, states: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """Run a stage of a pipeline that is not its last one.
+
+        Args:
+            model: The stage.
+            batch: On the model's device.
+            states: What the stage before gave; nothing on the first.
+
+        Returns:
+            The hidden states and, where there is a balance loss, what the routers up to here add
+            to it.
+        """
+        hidden, *sums = states or (None,)
+        if self.balance is None:
+            return (self.head.pass_on(model, batch, hidden),)
+        with self.balance.listening():
+            output = self.head.pass_on(model, batch, hidden)
+        return output, self.balance.add_up(batch, sums[0] if sums else None)
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[str, str, int, str, str]]]:
         """Header and rows of the table that is logged at the start."""
@@ -94,12 +123,19 @@ class Binding:
         ]
         return ("operation", "backend", "places", "runs", "why"), rows
 
-    def verify_called(self) -> None:
+    def verify_called(self, total: Callable[[dict[str, float]], dict[str, float]] = dict) -> None:
         """Check after the first step that what was bound was called, then stop counting.
+
+        Args:
+            total: Adds up counts of calls over the ranks that hold the model's other stages, where
+                there are any: a kernel may have its places there.
 
         Raises:
             KernelError: A kernel was bound and the model went past it; all such slots.
         """
+        if not self._counter.is_counting:
+            return
+        calls = total({row.field: float(self._counter.of(row.field)) for row in self.table})
         problems = [
             Problem(
                 SLOTS[row.field].key,
@@ -107,7 +143,7 @@ class Binding:
                 "set it to eager",
             )
             for row in self.table
-            if row.is_bound and not self._counter.of(row.field)
+            if row.is_bound and not calls[row.field]
         ]
         if problems:
             raise KernelError.of(problems)

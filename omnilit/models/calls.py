@@ -9,15 +9,19 @@ from torch.compiler import assume_constant_result
 
 
 class CallCounter:
-    """Calls by field of `ops_implementation`, until `stop`."""
+    """Calls by field of `ops_implementation`, until `stop`.
+
+    Attributes:
+        is_counting: False from `stop` on.
+    """
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
-        self._is_counting = True
+        self.is_counting = True
 
     def add(self, field: str) -> None:
         """Count one call, in code that is never compiled."""
-        if self._is_counting:
+        if self.is_counting:
             self._calls[field] += 1
 
     def adder(self, field: str) -> Callable[[], None]:
@@ -38,4 +42,4 @@ class CallCounter:
 
     def stop(self) -> None:
         """Count no more; what was counted stays."""
-        self._is_counting = False
+        self.is_counting = False

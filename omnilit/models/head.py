@@ -87,41 +87,64 @@ class HeadLoss:
         head.forward = MethodType(forward, head)
         return loss
 
-    def forward(self, model: PreTrainedModel, batch: MicroBatch) -> ForwardOutput:
+    def forward(
+        self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None = None
+    ) -> ForwardOutput:
         """Run the whole model, also where nothing is supervised, so that ranks stay in step.
 
         Args:
             model: The model that this was bound to, sharded or not.
             batch: On the model's device.
+            hidden: What the stages before came to, [1, T, H], where this is a pipeline's last.
         """
         positions = (batch.labels[0] != IGNORE).nonzero()[:, 0]
-        with self._targets_set(model, batch.labels[0, positions]):
+        self._targets = batch.labels[0, positions]
+        try:
+            losses = self._call(model, batch, hidden, logits_to_keep=positions)
+        finally:
+            self._targets = None
+        return ForwardOutput(losses.reshape(-1).float())  # output_dtype may have cast them
+
+    def pass_on(
+        self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Run a stage of a pipeline that is not its last: a model with an identity for its head.
+
+        Returns:
+            The hidden states [1, T, H] for the next stage.
+        """
+        return self._call(model, batch, hidden)
+
+    def _call(
+        self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None, **more: Tensor
+    ) -> Tensor:
+        given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
+        with self._softcap_taken(model):
             output = model(
-                input_ids=batch.input_ids,
+                **given,
                 position_ids=batch.position_ids,
                 cu_seq_lens_q=Segments(batch.bounds),
-                logits_to_keep=positions,
                 use_cache=False,
+                **more,
             )
-        return ForwardOutput(output.logits.reshape(-1).float())  # output_dtype may have cast them
+        return output.logits
 
     @contextmanager
-    def _targets_set(self, model: PreTrainedModel, targets: Tensor) -> Iterator[None]:
-        """Make the head compute losses, with the cap moved from the model into the kernel.
+    def _softcap_taken(self, model: PreTrainedModel) -> Iterator[None]:
+        """Move the cap from the model into the kernel.
 
         The model reads the cap from its configuration; it is put back before anyone exports it.
         """
         config, field = model.config, self._softcap_field
-        self._targets = targets
-        self._softcap = getattr(config, field) if field else None
-        if field:
-            setattr(config, field, None)
+        if field is None:
+            yield
+            return
+        self._softcap = getattr(config, field)
+        setattr(config, field, None)
         try:
             yield
         finally:
-            self._targets = None
-            if field:
-                setattr(config, field, self._softcap)
+            setattr(config, field, self._softcap)
 
     def _run_head(self, head: nn.Linear, hidden: Tensor) -> Tensor:
         """Logits as usual, or the losses [1, R, 1] in their place while targets are set."""
