@@ -37,17 +37,26 @@ class ShardingUnits:
     last: nn.Module | None
 
 
-def sharding_units(model: PreTrainedModel) -> ShardingUnits:
+def sharding_units(model: PreTrainedModel, *, leaves_rest: bool = True) -> ShardingUnits:
     """The parts of a model that hold its parameters gathered only while they compute.
 
     A tied embedding stays with the root: what the first and the last layer both need is gathered
     from one to the other in any case.
+
+    Args:
+        model: Not yet sharded.
+        leaves_rest: Leave to the root what is in none of the parts, such as the last norm; else
+            the modules that hold it are parts of their own.
     """
     every = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
     users = Counter(map(id, every))  # a tied one comes as often as it has names
     before = _alone(model.get_input_embeddings(), nn.Embedding, users)
     behind = _alone(model.get_output_embeddings(), nn.Linear, users)
     modules = [*before, *decoder_blocks(model), *behind]
+    if not leaves_rest:
+        inside = {part for unit in modules for part in unit.modules()}
+        rest = [m for m in model.modules() if m not in inside and list(m.parameters(recurse=False))]
+        modules[len(modules) - len(behind) :] = [*rest, *behind]
     return ShardingUnits(modules, behind[0] if behind else None)
 
 

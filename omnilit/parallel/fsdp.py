@@ -24,8 +24,7 @@ from torch.distributed.tensor import Shard
 
 
 def shard_model(
-    model: nn.Module,
-    *,
+    *models: nn.Module,
     units: Iterable[nn.Module],
     mesh: DeviceMesh,
     policy: MixedPrecisionPolicy,
@@ -34,13 +33,15 @@ def shard_model(
     last: nn.Module | None = None,
     offload: bool = False,
 ) -> None:
-    """Shard `model` in place, each of `units` on its own, the rest with the root.
+    """Shard a model in place, each of `units` on its own, the rest with the root.
 
     Gradients are summed over the mesh, not averaged: every micro-batch's loss is divided by the
     whole step's count of targets, so the sum is the mean's gradient at any number of ranks.
 
     Args:
-        model: On the meta device or real; kernels are bound already.
+        models: On the meta device or real; kernels are bound already. One, or the stages of a
+            pipeline on this rank, which have no parameters beside the units. The last one's output
+            is cast.
         units: Modules gathered one at a time, usually the decoder blocks and what stands before
             and behind them. One that is an embedding is not gathered for backward, which needs
             no more than the tokens.
@@ -65,15 +66,21 @@ def shard_model(
             offload_policy=storage,
             reshard_after_forward=reshard_after_forward and unit is not last,
         )
-    fully_shard(
-        model, mesh=mesh, mp_policy=policy, offload_policy=storage, reshard_after_forward=False
-    )
-    for module in (*units, model):
+    for model in models:
+        fully_shard(
+            model,
+            mesh=mesh,
+            mp_policy=policy if model is models[-1] else inner,
+            offload_policy=storage,
+            reshard_after_forward=False,
+        )
+    for module in (*units, *models):
         _sum_gradients(module, mesh)
         if isinstance(module, nn.Embedding):
             cast("FSDPModule", module).set_unshard_in_backward(False)
     if forward_prefetch:
-        _prefetch(model, units)
+        for model in models:
+            _prefetch(model, units)
 
 
 def shard_experts(
