@@ -12,6 +12,7 @@ from typing_extensions import override
 from omnilit.callbacks.every import EverySteps
 from omnilit.models.blocks import decoder_blocks
 from omnilit.parallel.grad_norm import group_norms
+from omnilit.parallel.mesh import Topology
 
 
 class LayerGradNorms(Callback):
@@ -46,7 +47,9 @@ class LayerGradNorms(Callback):
     ) -> None:
         step = trainer.global_step + 1  # Lightning counts it after this hook
         if self._every.is_due(step):
-            self.step, self.norms = step, group_norms(self._groups)
+            topology = getattr(trainer.strategy, "topology", None)
+            stages = topology.stages if isinstance(topology, Topology) else None
+            self.step, self.norms = step, group_norms(self._groups, stages=stages)
 
 
 def group_by_block(module: nn.Module) -> dict[str, list[nn.Parameter]]:

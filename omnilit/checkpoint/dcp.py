@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
@@ -83,7 +84,11 @@ def save_tensors(
 
 
 def load_tensors(
-    folder: Path, *, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+    folder: Path,
+    *,
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    stages: ProcessGroup | None = None,
 ) -> None:
     """Read what `save_tensors` wrote into models and optimizers of the same names, in place.
 
@@ -92,14 +97,18 @@ def load_tensors(
         models: Not on the meta device.
         optimizers: Get exactly the state that was saved: none where there was none. Without any,
             as in evaluation, only the models are read.
+        stages: The ranks that hold the models' other stages, where there are any; each of them
+            reads what it holds.
 
     Raises:
         CheckpointError: Names or shapes differ from those in `folder`, or it cannot be read.
     """
     stored = _read_entries(folder)
     state = _model_state(models)
-    _check_model_names(state, {name for name in stored if name.startswith(f"{MODEL}.")})
-    moments = _make_moments(models, optimizers, stored)
+    held = _names_of_stages(state, stages)
+    _check_model_names(held, {name for name in stored if name.startswith(f"{MODEL}.")})
+    elsewhere = {name.removeprefix(f"{MODEL}.") for name in held - state.keys()}
+    moments = _make_moments(models, optimizers, stored, elsewhere)
     state.update((name, tensor) for name, (_, _, _, tensor) in moments.items())
     _read_tensors(folder, state, stored)
     for optimizer in optimizers.values():
@@ -121,7 +130,7 @@ def load_model(folder: Path, model: nn.Module, *, name: str) -> None:
     """
     stored, state = _read_entries(folder), _model_state({name: model})
     start = f"{MODEL}.{name}."
-    _check_model_names(state, {entry for entry in stored if entry.startswith(start)})
+    _check_model_names(state.keys(), {entry for entry in stored if entry.startswith(start)})
     _read_tensors(folder, state, stored)
 
 
@@ -190,14 +199,30 @@ def _optimizer_state(
     return state
 
 
+def _names_of_stages(state: Mapping[str, Tensor], stages: ProcessGroup | None) -> set[str]:
+    """The names of this rank's tensors and of those that the other stages hold."""
+    if stages is None:
+        return set(state)
+    names: list[list[str]] = [[] for _ in range(stages.size())]
+    dist.all_gather_object(names, list(state), group=stages)
+    return {name for held in names for name in held}
+
+
 def _make_moments(
     models: Mapping[str, nn.Module],
     optimizers: Mapping[str, Optimizer],
     stored: Mapping[str, TensorStorageMetadata],
+    elsewhere: AbstractSet[str],
 ) -> dict[str, tuple[Optimizer, nn.Parameter, str, Tensor]]:
     """Memory for every stored moment, and where it belongs.
 
     Built from what is stored, since an optimizer that has not stepped knows nothing of its state.
+
+    Args:
+        models: See `load_tensors`.
+        optimizers: See `load_tensors`.
+        stored: What the folder holds.
+        elsewhere: Names of parameters whose moments belong to other stages.
     """
     owners = {
         f"{OPTIMIZER}.{optimizer_name}.{name}": (optimizer, parameter)
@@ -211,7 +236,7 @@ def _make_moments(
         if owner in owners:
             optimizer, parameter = owners[owner]
             moments[name] = (optimizer, parameter, key, _like(metadata, parameter, optimizer))
-        elif optimizers and name.startswith(f"{OPTIMIZER}."):
+        elif optimizers and name.startswith(f"{OPTIMIZER}.") and not _is_of(owner, elsewhere):
             homeless.append(name)
     if homeless:
         raise CheckpointError(
@@ -219,6 +244,12 @@ def _make_moments(
             "To fix: train the same parameters as the run that saved"
         )
     return moments
+
+
+def _is_of(owner: str, parameters: AbstractSet[str]) -> bool:
+    """Whether `optimizer.<its name>.<parameter>` is of one of the parameters."""
+    _, _, named = owner.removeprefix(f"{OPTIMIZER}.").partition(".")
+    return named in parameters
 
 
 def _like(metadata: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
@@ -230,8 +261,8 @@ def _like(metadata: TensorStorageMetadata, parameter: nn.Parameter, optimizer: O
     return torch.zeros(metadata.size, dtype=dtype, device=parameter.device if is_fused else "cpu")
 
 
-def _check_model_names(state: Mapping[str, Tensor], saved: AbstractSet[str]) -> None:
-    missing, left_over = sorted(state.keys() - saved), sorted(saved - state.keys())
+def _check_model_names(held: AbstractSet[str], saved: AbstractSet[str]) -> None:
+    missing, left_over = sorted(held - saved), sorted(saved - held)
     if missing or left_over:
         parts = [f"it lacks {_listed(missing)}"] if missing else []
         parts += [f"it holds {_listed(left_over)} too"] if left_over else []

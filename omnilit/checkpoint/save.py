@@ -168,6 +168,7 @@ def load_checkpoint(
     models: Mapping[str, nn.Module],
     optimizers: Mapping[str, Optimizer],
     data_rank: DataRank,
+    stages: ProcessGroup | None = None,
 ) -> LoadedCheckpoint:
     """Read a checkpoint into models and optimizers, in place; every rank calls.
 
@@ -176,12 +177,14 @@ def load_checkpoint(
         models: By the names they were saved under, not on the meta device.
         optimizers: By the names they were saved under.
         data_rank: Whose data this rank reads now.
+        stages: The ranks that hold the models' other stages, where there are any.
 
     Raises:
         CheckpointError: It cannot be read, or is of another model; on every rank.
     """
     name, tensors = f"reading {folder}", folder / TENSORS
-    run_together(lambda: load_tensors(tensors, models=models, optimizers=optimizers), name=name)
+    read = partial(load_tensors, tensors, models=models, optimizers=optimizers, stages=stages)
+    run_together(read, name=name)
     loaded = run_together(lambda: _read_small_files(folder, data_rank), name=name)
     assert loaded is not None
     return loaded

@@ -227,7 +227,8 @@ def read_own_weights(
             found, absent = _match(files, blueprint, strict=strict)
             untied: list[str] = []
             for name, twins in found.items():
-                untied += _fill_own(own[name], twins)
+                if name in own:  # else another stage's
+                    untied += _fill_own(own[name], twins)
             judge(model_path, Mismatch(untied=untied), strict=strict)
     except READING as error:
         raise unreadable(model_path, error) from error

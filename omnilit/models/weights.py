@@ -10,6 +10,7 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.utils import swap_tensors
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -209,14 +210,16 @@ def load_weights(
     blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
     materialize(model, device, is_offloaded=delivery.is_offloaded)
     names: set[str] | None = None
-    if path is not None and not delivery.from_rank0:
-        names = _read_own_part(model, path, blueprint=blueprint, strict=strict)
-        path = None  # what the files lack is drawn
+    if not delivery.from_rank0:
+        names = set(named_tensors(model))  # of a model in stages not all
+        if path is not None:
+            names &= _read_own_part(model, path, blueprint=blueprint, strict=strict)
+            path = None  # what the files lack is drawn
     if path is None:
         tensors = initial_tensors(blueprint, seed=seed, names=names)
     else:
         tensors = pretrained_tensors(path, blueprint=blueprint, seed=seed, strict=strict)
-    _deliver(model, tensors, delivery, device=device, names=names)
+    _deliver(model, tensors, delivery, device=device, names=names, blueprint=blueprint)
 
 
 def _read_own_part(
@@ -246,10 +249,11 @@ def load_buffers(
     For a run that is resumed: its parameters come from the checkpoint alone.
     """
     blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
-    names = [name for name, _ in model.named_buffers()]
+    whole = blueprint if delivery.from_rank0 else model
+    names = [name for name, _ in whole.named_buffers()]
     materialize(model, device, is_offloaded=delivery.is_offloaded)
     tensors = initial_tensors(blueprint, seed=0, names=names)
-    _deliver(model, tensors, delivery, device=device, names=names)
+    _deliver(model, tensors, delivery, device=device, names=names, blueprint=blueprint)
 
 
 def _deliver(
@@ -259,6 +263,7 @@ def _deliver(
     *,
     device: torch.device,
     names: Collection[str] | None,
+    blueprint: PreTrainedModel,
 ) -> None:
     fill(
         model,
@@ -267,6 +272,7 @@ def _deliver(
         names=names,
         from_rank0=delivery.from_rank0,
         max_bytes=delivery.max_bytes,
+        whole=named_tensors(blueprint),  # of a model in stages rank 0 sends those of others too
     )
 
 
@@ -297,21 +303,42 @@ def materialize(model: nn.Module, device: torch.device, *, is_offloaded: bool = 
                 setattr(model.get_submodule(parent), attribute, parameter)
 
 
-def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+def gather_weights(model: nn.Module, *, stages: ProcessGroup | None = None) -> dict[str, Tensor]:
     """The full parameters and saved buffers on the CPU of rank 0, tied ones once.
 
     Every rank takes part, one tensor at a time, so that no device holds the whole model.
+
+    Args:
+        model: What this rank holds.
+        stages: The ranks that hold the model's other stages, where there are any.
 
     Returns:
         Name to CPU tensor on rank 0; empty on the others.
     """
     is_first = not is_distributed() or dist.get_rank() == 0
-    saved = model.state_dict().keys()
     gathered: dict[str, Tensor] = {}
-    for name, tensor in named_tensors(model).items():
-        if name not in saved:
-            continue
-        full = gather(tensor.detach())
+    for name, full in _whole_tensors(model, stages):
         if is_first:
             gathered[name] = full.to("cpu", copy=True)
     return gathered
+
+
+def _whole_tensors(model: nn.Module, stages: ProcessGroup | None) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that is saved, one after the other, on all ranks."""
+    saved = model.state_dict().keys()
+    own = {name: tensor for name, tensor in named_tensors(model).items() if name in saved}
+    if stages is None:
+        yield from ((name, gather(tensor.detach())) for name, tensor in own.items())
+        return
+    held: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{} for _ in range(stages.size())]
+    mine = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
+    dist.all_gather_object(held, mine, group=stages)
+    device = torch.device(next(iter(own.values())).device)
+    for rank, others in enumerate(held):
+        for name, (shape, dtype) in others.items():
+            if rank == stages.rank():
+                full = gather(own[name].detach()).contiguous()
+            else:
+                full = torch.empty(shape, dtype=dtype, device=device)
+            dist.broadcast(full, group_src=rank, group=stages)
+            yield name, full

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -17,29 +18,44 @@ ROW = 4096
 CLIP_EPS = 1e-6  # torch's own: a zero norm does not divide by zero
 
 
-def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+def total_norm(parameters: Iterable[nn.Parameter], *, stages: ProcessGroup | None = None) -> Tensor:
     """The 2-norm of all gradients, each distinct element counted once.
 
     Torch's own refuses gradients on two meshes; here each mesh sums its squares and the sums are
     joined. Every rank of every mesh must call.
 
+    Args:
+        parameters: Of this rank.
+        stages: The ranks that hold those of the model's other stages, where there are any.
+
     Returns:
         A scalar on the gradients' device, the same on all ranks; 0 without gradients.
     """
-    return _joined_squares([_gradients(parameters)])[0].sqrt()
+    squares = _joined_squares([_gradients(parameters)])
+    if stages is not None:
+        dist.all_reduce(squares, group=stages)
+    return squares[0].sqrt()
 
 
-def group_norms(groups: Mapping[str, Iterable[nn.Parameter]]) -> dict[str, float]:
+def group_norms(
+    groups: Mapping[str, Iterable[nn.Parameter]], *, stages: ProcessGroup | None = None
+) -> dict[str, float]:
     """The 2-norm of the gradients of each group, all of them in one reduction a mesh.
 
     Args:
-        groups: By name, the same in the same order on every rank; every rank must call.
+        groups: By name, the same in the same order on every rank of a stage; every rank must call.
+        stages: The ranks that hold the groups of the model's other stages, where there are any.
 
     Returns:
         One norm a group, the same on all ranks; 0 for a group without gradients.
     """
     squares = _joined_squares([_gradients(members) for members in groups.values()])
-    return dict(zip(groups, squares.sqrt().tolist(), strict=True))
+    norms = dict(zip(groups, squares.sqrt().tolist(), strict=True))
+    if stages is None:
+        return norms
+    found: list[dict[str, float]] = [{} for _ in range(stages.size())]
+    dist.all_gather_object(found, norms, group=stages)
+    return {name: norm for own in found for name, norm in own.items()}
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -104,18 +120,21 @@ def _num_copies(gradient: DTensor) -> int:
     return copies
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float, *, stages: ProcessGroup | None = None
+) -> Tensor:
     """Scale all gradients so that their total norm is at most `max_norm`.
 
     Args:
         parameters: Those of one optimizer step.
         max_norm: 0 leaves the gradients as they are.
+        stages: See `total_norm`.
 
     Returns:
         The norm before clipping, a scalar. Where it is not finite nothing is scaled.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
-    norm = total_norm(with_gradient)
+    norm = total_norm(with_gradient, stages=stages)
     if max_norm > 0 and bool(torch.isfinite(norm)):
         scale = torch.clamp(max_norm / (norm + CLIP_EPS), max=1.0)
         for parameter in with_gradient:

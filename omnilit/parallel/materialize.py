@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 import torch
@@ -154,11 +155,11 @@ def copy_overlap(parameter: Tensor, piece: Tensor, box: Box) -> None:
     """Write what this rank holds of a piece of a tensor.
 
     Args:
-        parameter: Not on the meta device.
+        parameter: One on the meta device, which is another stage's, gets nothing.
         piece: Values, on any device and of any dtype.
         box: Where in the whole tensor they are.
     """
-    if (own := own_part(parameter)) is None:
+    if parameter.is_meta or (own := own_part(parameter)) is None:
         return
     to: list[_Span] = []
     of: list[_Span] = []
@@ -194,6 +195,7 @@ def fill(
     names: Iterable[str] | None = None,
     from_rank0: bool = True,
     max_bytes: int | None = None,
+    whole: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Fill tensors of `model`, each exactly once, on all ranks; every rank must call.
 
@@ -207,11 +209,13 @@ def fill(
             equal values, and keeps its parts without sending anything.
         max_bytes: What is sent of a tensor at a time, so that no rank but the first needs memory
             for more beside its own part; None for all of it.
+        whole: The tensors of the whole model, on the meta device, where `model` is a stage of it:
+            what rank 0 sends beside those of `model` is for other ranks.
 
     Raises:
         OmniError: A name is unknown, comes twice or is missing, or a shape differs.
     """
-    known = named_tensors(model)
+    known = {**whole, **named_tensors(model)}
     names = list(known if names is None else names)
     if not from_rank0:
         _fill_alone(known, names, tensors)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from omnilit.config.parallel_sizes import ParallelSizes
@@ -112,6 +113,11 @@ class Topology:
     def pp_rank(self) -> int:
         """This rank's pipeline stage, counted from 0."""
         return self.pp.get_local_rank()
+
+    @property
+    def stages(self) -> ProcessGroup | None:
+        """The ranks that hold the other stages of the model; None where it has one."""
+        return self.pp.get_group() if self.sizes.pp_size > 1 else None
 
     @property
     def is_first_of_data(self) -> bool:
