@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
@@ -152,6 +152,29 @@ class MicroBatch:
             weights=None if self.weights is None else change(self.weights),
             row_index=None if self.row_index is None else change(self.row_index),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StepWindow:
+    """All micro-batches that a rank runs in one step: what a pipeline takes at a time.
+
+    Args:
+        micro_batches: In order, all of as many tokens.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """The micro-batches."""
+        return iter(self.micro_batches)
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self.micro_batches)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> StepWindow:
+        """The same micro-batches with their tensors on `device`."""
+        return StepWindow(tuple(one.to(device, non_blocking=non_blocking) for one in self))
 
 
 @dataclass(frozen=True, slots=True)

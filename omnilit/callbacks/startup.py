@@ -29,10 +29,12 @@ class StartupReport(Callback):
         mesh = cast("MeshStrategy", trainer.strategy).topology.rows()
         kernels = cast("TrainedModule", pl_module).binding.rows()
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        has_stages = any(axis == "pp" for axis, *_ in mesh[1])
+        held = "Parameters of the first stage's rank" if has_stages else "Parameters"
         for title, (header, rows) in (
             ("Mesh", mesh),
             ("Kernels", kernels),
-            ("Parameters", parameter_rows(groups, pl_module)),
+            (held, parameter_rows(groups, pl_module)),
         ):
             log.info("%s", format_table(title, header, rows))
         datamodule = datamodule_of(trainer)

@@ -84,7 +84,12 @@ class AcceleratorConfig:
         tp_size: Ranks that split each matrix.
         ep_size: Ranks that split the experts.
         ep_outside: Lay the expert axis outside the axis that shards one expert.
-        pp_size: Pipeline stages.
+        pp_size: Ranks that each hold a stage of the model's layers, and pass hidden states on.
+        pp_schedule: In which order a stage runs the micro-batches of a step: 1f1b turns to
+            backward as soon as it can, gpipe runs all of forward first, interleaved is 1f1b with
+            several stages a rank.
+        pp_stages_per_rank: Stages of each rank, for interleaved: more of them wait less, and send
+            more.
         ulysses_size: Ranks that split a sequence and trade it for heads in attention.
         enable_async: Overlap the exchanges of Ulysses with the projections.
         cp_size: Ranks that split a sequence and pass keys and values on in attention.
@@ -101,6 +106,8 @@ class AcceleratorConfig:
     ep_size: int = 1
     ep_outside: bool = False
     pp_size: int = 1
+    pp_schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
+    pp_stages_per_rank: int = 1
     ulysses_size: int = 1
     enable_async: bool = False
     cp_size: int = 1

@@ -16,10 +16,17 @@ ULYSSES: Final = f"{ACCELERATOR}.ulysses_size"
 ASYNC: Final = f"{ACCELERATOR}.enable_async"
 CONTEXT: Final = f"{ACCELERATOR}.cp_size"
 METHOD: Final = f"{ACCELERATOR}.cp_method"
+STAGES: Final = f"{ACCELERATOR}.pp_size"
+SCHEDULE: Final = f"{ACCELERATOR}.pp_schedule"
 ATTENTION: Final = "model.ops_implementation.attn_implementation"
 SIZES: Final = (*(f"{ACCELERATOR}.{name}" for name in (*DATA_SIZES, *SHARING_SIZES)), EXPERTS)
 # Options that say how one axis works, with the size of that axis
-OF_AXIS: Final = ((OUTSIDE, EXPERTS), (ASYNC, ULYSSES), (METHOD, CONTEXT))
+OF_AXIS: Final = (
+    (OUTSIDE, EXPERTS),
+    (ASYNC, ULYSSES),
+    (METHOD, CONTEXT),
+    (SCHEDULE, STAGES),
+)
 OF_RING: Final = (CONTEXT, METHOD, ATTENTION)
 FSDP: Final = f"{ACCELERATOR}.fsdp_config"
 MODE: Final = f"{FSDP}.fsdp_mode"

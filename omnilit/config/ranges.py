@@ -90,6 +90,7 @@ RANGES: Final[Mapping[str, Range]] = {
     "train.accelerator.fsdp_config.max_load_broadcast_size": POSITIVE,
     "train.accelerator.offload_config.activation_gpu_limit": NOT_NEGATIVE,
     "train.accelerator.timeout_s": POSITIVE,
+    "train.accelerator.pp_stages_per_rank": COUNT,
     "train.checkpoint.save_steps": NOT_NEGATIVE,
     "train.checkpoint.save_epochs": NOT_NEGATIVE,
     "train.checkpoint.hf_save_steps": NOT_NEGATIVE,

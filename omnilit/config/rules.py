@@ -12,6 +12,7 @@ from omnilit.config import (
     data_rules,
     optimizer_rules,
     parallel_rules,
+    pipeline_rules,
     tensor_rules,
     watch_rules,
 )
@@ -111,6 +112,18 @@ def _parallel_rules() -> list[Rule]:
         Rule((parallel_rules.MOVED, parallel_rules.KEPT), parallel_rules.activations_have_a_limit),
         Rule((tensor_rules.TP, tensor_rules.HEAD), tensor_rules.head_takes_a_part),
         Rule((tensor_rules.TP, tensor_rules.COMPILE), tensor_rules.compiled_blocks_are_whole),
+        *_pipeline_rules(),
+    ]
+
+
+def _pipeline_rules() -> list[Rule]:
+    size, schedule = parallel_rules.STAGES, parallel_rules.SCHEDULE
+    number = pipeline_rules.PER_RANK
+    dealt = (size, schedule, BATCH, MICRO, parallel_rules.MODE, *parallel_rules.SIZES)
+    return [
+        Rule((schedule, number), pipeline_rules.stages_have_their_schedule),
+        Rule(dealt, pipeline_rules.rounds_are_whole),
+        Rule((size, pipeline_rules.LOAD), pipeline_rules.load_is_not_logged),
     ]
 
 

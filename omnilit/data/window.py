@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from omnilit.data.epochs import EpochLength, EpochProgress, EpochSteps
@@ -13,7 +14,7 @@ from omnilit.data.items import Fetched, ItemStream, Position, WindowLayout
 from omnilit.errors import ConfigError, DataError, OmniError
 from omnilit.logging import get_logger
 from omnilit.parallel.collectives import sum_or_raise
-from omnilit.types import MicroBatch, StepStamp
+from omnilit.types import MicroBatch, StepStamp, StepWindow
 
 log = get_logger(__name__)
 NUM_TOKENS = "num_tokens"  # the name of real tokens among the sums of a window
@@ -208,6 +209,27 @@ class TrainLoader:
                 problem=f"another rank could not read its data ({caught})",
                 fix="look at that rank's own error in its log",
             ) from caught
+
+
+class WholeWindows:
+    """A loader's windows, each as one: what a pipeline trains on at a time.
+
+    Args:
+        loader: Deals micro-batches.
+    """
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        """Windows of the epoch at hand, those before a resume too."""
+        return self.loader.num_windows
+
+    def __iter__(self) -> Iterator[StepWindow]:
+        """What is left of the epoch at hand; see `TrainLoader`."""
+        batches, size = iter(self.loader), self.loader.layout.window_size
+        while window := tuple(islice(batches, size)):
+            yield StepWindow(window)
 
 
 def _sum_counts(window: Sequence[Fetched]) -> dict[str, float]:

@@ -85,13 +85,14 @@ def _numbers(config: PreTrainedConfig, names: Iterable[str]) -> tuple[int, ...]:
     return tuple(sorted(found - {0}))
 
 
-def check_fit(config: PreTrainedConfig, sizes: ParallelSizes) -> None:
+def check_fit(config: PreTrainedConfig, sizes: ParallelSizes, *, stages_per_rank: int = 1) -> None:
     """Refuse a model that the sizes cannot divide.
 
     Raises:
         ConfigError: With all problems.
     """
-    if problems := fit_problems(sizes, ModelNumbers.of(config)):
+    numbers = ModelNumbers.of(config)
+    if problems := fit_problems(sizes, numbers, stages_per_rank=stages_per_rank):
         raise ConfigError.of(problems)
 
 
@@ -100,18 +101,21 @@ def divides_model(sizes: ParallelSizes) -> bool:
     return max(sizes.tp_size, sizes.ulysses_size, sizes.ep_size, sizes.pp_size) > 1
 
 
-def fit_problems(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
+def fit_problems(
+    sizes: ParallelSizes, numbers: ModelNumbers, *, stages_per_rank: int = 1
+) -> list[Problem]:
     """Why a model cannot be divided so; nothing where it can.
 
     Args:
         sizes: Resolved or not: the data sizes do not matter.
         numbers: Of the model.
+        stages_per_rank: Of a pipeline.
     """
     return [
         *_matrices(sizes, numbers),
         *_heads(sizes, numbers),
         *_experts(sizes, numbers),
-        *_stages(sizes, numbers),
+        *_stages(sizes.pp_size, sizes.pp_size * stages_per_rank, numbers),
     ]
 
 
@@ -173,13 +177,15 @@ def _experts(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
     return []
 
 
-def _stages(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
-    size, key = sizes.pp_size, f"{ACCELERATOR}.pp_size"
+def _stages(size: int, num_stages: int, numbers: ModelNumbers) -> list[Problem]:
+    key = f"{ACCELERATOR}.pp_size"
     if size == 1:
         return []
-    if size > numbers.layers:
-        problem = f"{size} stages are more than the {numbers.layers} layers of {numbers.model_type}"
-        return [Problem(key, problem, f"use at most {numbers.layers}")]
+    if num_stages > numbers.layers:
+        each = num_stages // size
+        stages = f"{num_stages} stages" + (f", {each} on each of {size} ranks," if each > 1 else "")
+        problem = f"{stages} are more than the {numbers.layers} layers of {numbers.model_type}"
+        return [Problem(key, problem, f"use at most {numbers.layers // each}")]
     if numbers.is_tied:
         problem = (
             f"head and embedding of {numbers.model_type} are one matrix (tie_word_embeddings), "

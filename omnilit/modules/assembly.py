@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -31,7 +31,8 @@ from omnilit.models.init_device import build_initial
 from omnilit.models.recompute import enable_recomputation
 from omnilit.models.sequence import split_attention
 from omnilit.models.tensor_parallel import fit_kernels, split_model
-from omnilit.models.weights import Delivery, load_buffers, load_weights
+from omnilit.models.weights import Delivery, gather_weights, load_buffers, load_weights
+from omnilit.modules.pipelined import PipelinedModel, cut_into_parts, output_policy
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_experts, shard_model
 from omnilit.parallel.mesh import Topology
@@ -84,6 +85,7 @@ class AssembledModel:
     """A model ready to train, with what was bound to it and what it costs, where that is known.
 
     `sequence` are the ranks that hold parts of the same sequences; None where each is whole.
+    `pipeline` runs its stages, where it has several; `model` is then what this rank holds of it.
     """
 
     model: PreTrainedModel
@@ -94,6 +96,21 @@ class AssembledModel:
     compilation: Compilation | None = None
     activations: ActivationOffload | None = None
     sequence: ProcessGroup | None = None
+    pipeline: PipelinedModel | None = None
+
+    @property
+    def parts(self) -> list[PreTrainedModel]:
+        """What runs on this rank: the model, or its stages."""
+        return [self.model] if self.pipeline is None else self.pipeline.models
+
+    @property
+    def stages(self) -> ProcessGroup | None:
+        """The ranks that hold the model's other stages; None where it has one."""
+        return None if self.pipeline is None else self.pipeline.group
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """The full parameters and saved buffers on the CPU of rank 0; every rank calls."""
+        return gather_weights(self.model, stages=self.stages)
 
     def verify_step(self) -> None:
         """Check after a step that what was bound was called, and say once what was compiled.
@@ -102,17 +119,23 @@ class AssembledModel:
             KernelError: A kernel was bound and the model went past it.
             TrainingError: Blocks were to be compiled, and nothing was.
         """
-        self.binding.verify_called()
+        self.binding.verify_called(dict if self.pipeline is None else self.pipeline.add_up)
         if self.compilation is not None:
             self.compilation.report()
         if self.activations is not None:
             self.activations.report()
 
     def forward(self, batch: MicroBatch) -> ForwardOutput:
-        """Losses of the supervised tokens, and the router's balance loss where there is one."""
-        saving = nullcontext() if self.activations is None else self.activations.saving()
-        with saving:
-            return self.binding.forward(self.model, batch, sequence=self.sequence)
+        """Losses of the supervised tokens, and the router's balance loss where there is one.
+
+        In a pipeline it goes on from what the stages before the last one came to.
+        """
+        model, states = self.model, ()
+        if self.pipeline is not None:
+            model, states = self.pipeline.last_model, self.pipeline.states
+        activations = None if self.pipeline else self.activations  # else each stage minds its own
+        with nullcontext() if activations is None else activations.saving():
+            return self.binding.forward(model, batch, sequence=self.sequence, states=states)
 
 
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
@@ -132,15 +155,16 @@ def assemble_shards(
 ) -> AssembledModel:
     """Build, bind and shard one model, without memory where it is built on meta; every rank calls.
 
-    The order is fixed: kernels are bound to plain modules, those are split with what was bound,
-    experts that are spread over ranks compute with it, and attention of sequences that are;
-    recomputation wraps that, what is compiled holds all of it, sharding comes last before memory
-    is taken, and weights go straight into the shards.
+    The order is fixed: kernels are bound to plain modules, those are split with what was bound and
+    cut into stages, experts that are spread over ranks compute with it, and attention of sequences
+    that are; recomputation wraps that, what is compiled holds all of it, sharding comes last before
+    memory is taken, and weights go straight into the shards.
 
     Raises:
         ConfigError: The model or its kernels cannot be used as asked.
     """
-    check_fit(request.config, topology.sizes)
+    per_rank = request.accelerator.pp_stages_per_rank
+    check_fit(request.config, topology.sizes, stages_per_rank=per_rank)
     train = request.train
     precision = Precision.of(request.fsdp.mixed_precision, machine)
     model = build_initial(
@@ -156,27 +180,38 @@ def assemble_shards(
     kernels = fit_kernels(kernels, tp_size=sizes.tp_size, is_compiled=train.enable_compile)
     binding = bind_kernels(model, kernels)
     split_model(model, topology.tp, with_experts=sizes.ep_size == 1)
+    parts = cut_into_parts(model, topology, request.accelerator)
     experts = _spread_experts(model, topology)
     split_attention(model, topology, request.accelerator)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
     _shard_experts(experts, request.fsdp, precision, topology)
-    units = sharding_units(model)
+    units = sharding_units(model, leaves_rest=not parts)
     shard_model(
-        model,
+        *([part.model for part in parts] or [model]),
         units=units.modules,
         last=units.last,
         mesh=topology.fsdp,
-        policy=precision.policy,
+        policy=output_policy(precision.policy, parts),
         reshard_after_forward=request.fsdp.reshard_after_forward,
         forward_prefetch=request.fsdp.forward_prefetch,
         offload=request.fsdp.offload,
     )
     activations = _offload_activations(model, request.offload, topology)
+    pipeline = None
+    if parts:
+        pipeline = PipelinedModel(
+            parts,
+            binding=binding,
+            topology=topology,
+            config=request.accelerator,
+            dtype=precision.compute,
+            saving=nullcontext if activations is None else activations.saving,
+        )
     sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
     return AssembledModel(
-        model, kernels, binding, precision, flops, compilation, activations, sequence
+        model, kernels, binding, precision, flops, compilation, activations, sequence, pipeline
     )
 
 

@@ -31,16 +31,15 @@ from omnilit.models.build import (
     load_model_config,
     load_tokenizer,
 )
-from omnilit.models.weights import gather_weights
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
-from omnilit.modules.meter import TermMeter
+from omnilit.modules.meter import TermMeter, Totals
 from omnilit.optim.build import build_optimizer, refuse_other_type
 from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import raise_together, sum_over
 from omnilit.parallel.grad_norm import clip_gradients
 from omnilit.parallel.mesh import Topology
-from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp
+from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp, StepWindow
 
 log = get_logger(__name__)
 FLOPS = "flops"  # among the counts of a step
@@ -244,7 +243,24 @@ class OmniModule(LightningModule):
     # Training
 
     @override
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MicroBatch | StepWindow, batch_idx: int) -> Tensor:
+        if isinstance(batch, MicroBatch):
+            # Lightning divides by the number of micro-batches; the step's counts already did
+            return self._share_of_loss(batch) * self.trainer.accumulate_grad_batches
+        pipeline = self.assembled.pipeline
+        assert pipeline is not None, "a whole step at a time is for pipelines"
+        for optimizer in self.trainer.optimizers:  # before the backward passes, which come here
+            optimizer.zero_grad()
+        self._stamp = batch.micro_batches[0].stamp
+        return pipeline.train(batch, self._share_of_loss)
+
+    @override
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        if self.assembled.pipeline is None:  # else it would undo what `training_step` did
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def _share_of_loss(self, batch: MicroBatch) -> Tensor:
+        """What a micro-batch adds to the loss of its step."""
         stamp = batch.stamp
         assert stamp is not None, "the training loader stamps every micro-batch"
         self._stamp = stamp
@@ -253,8 +269,7 @@ class OmniModule(LightningModule):
         if (flops := self.batch_flops(batch)) is not None:
             self._meter.count(FLOPS, flops)
         parts = [term.sum / (stamp.counts[term.count] or 1.0) for term in terms.values()]
-        # Lightning divides by the number of micro-batches; the step's counts already did
-        return torch.stack(parts).sum() * self.trainer.accumulate_grad_batches
+        return torch.stack(parts).sum()
 
     @override
     def configure_gradient_clipping(
@@ -265,7 +280,8 @@ class OmniModule(LightningModule):
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         max_norm = self.train_arguments.optimizer.max_grad_norm
-        self._grad_norm = clip_gradients(parameters, max_norm).item()
+        stages = self.assembled.stages
+        self._grad_norm = clip_gradients(parameters, max_norm, stages=stages).item()
         if math.isfinite(self._grad_norm):
             self._skipped_in_a_row = 0
             return
@@ -294,8 +310,7 @@ class OmniModule(LightningModule):
 
     def _finish_step(self, epoch: int, lr: dict[str, float]) -> StepResult:
         """What the step came to, over all ranks: one all-reduce, one wait for the device."""
-        totals = self._meter.read_totals(self._sum_over_ranks)
-        self._meter.reset()
+        totals = self._read_totals(self._meter)
         stamp = self._stamp
         assert stamp is not None, "a step has at least one micro-batch"
         step = self.trainer.global_step + 1  # Lightning counts it after this hook
@@ -343,13 +358,20 @@ class OmniModule(LightningModule):
 
     @override
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
-        self._eval_meter.add(self.loss_terms(batch), batch)
+        if self.assembled.pipeline is None:
+            self._evaluate(batch)
+        else:
+            self.assembled.pipeline.evaluate(batch, self._evaluate)
+
+    def _evaluate(self, batch: MicroBatch) -> Tensor:
+        terms = self.loss_terms(batch)
+        self._eval_meter.add(terms, batch)
+        return torch.stack([term.sum for term in terms.values()]).sum()
 
     @override
     def on_validation_epoch_end(self) -> None:
-        totals = self._eval_meter.read_totals(self._sum_over_ranks)
+        totals = self._read_totals(self._eval_meter)
         means = totals.means
-        self._eval_meter.reset()
         result = {"eval_loss": sum(means.values())}
         if len(means) > 1:
             result |= {f"eval_{name}": mean for name, mean in means.items()}
@@ -400,7 +422,7 @@ class OmniModule(LightningModule):
         Raises:
             CheckpointError: It cannot be written; on every rank.
         """
-        tensors = gather_weights(self.assembled.model)
+        tensors = self.assembled.gather_weights()
         error: BaseException | None = None
         if self.trainer.is_global_zero:
             try:
@@ -416,6 +438,14 @@ class OmniModule(LightningModule):
             except (OmniError, OSError, ValueError, TypeError, RuntimeError) as caught:
                 error = caught  # also what transformers refuses to write
         raise_together(error)
+
+    def _read_totals(self, meter: TermMeter) -> Totals:
+        """What was added up, over all ranks; the meter begins anew."""
+        pipeline = self.assembled.pipeline
+        is_here = pipeline is None or pipeline.has_last
+        totals = meter.read_totals(self._sum_over_ranks) if is_here else Totals({}, {})
+        meter.reset()
+        return totals if pipeline is None else pipeline.from_last(totals)
 
     def _sum_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
         topology = self.topology

@@ -29,7 +29,7 @@ from omnilit.data.streams.stream import StreamData, StreamedItems, count_shards
 from omnilit.data.templates import ChatTemplate, select_template
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.data.warmup import BudgetSchedule
-from omnilit.data.window import TrainLoader
+from omnilit.data.window import TrainLoader, WholeWindows
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
@@ -157,8 +157,9 @@ class OmniDataModule(LightningDataModule):
             self._tokenizer.chat_template = template.jinja
 
     @override
-    def train_dataloader(self) -> TrainLoader:
-        return self.train_loader
+    def train_dataloader(self) -> TrainLoader | WholeWindows:
+        loader = self.train_loader
+        return WholeWindows(loader) if self._is_pipelined else loader
 
     @override
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -271,7 +272,14 @@ class OmniDataModule(LightningDataModule):
                     fix=f"use a multiple of {at_once}",
                 )
             self.trainer.accumulate_grad_batches = whole // at_once
-        return self.trainer.accumulate_grad_batches
+        accumulation = self.trainer.accumulate_grad_batches
+        if self._is_pipelined:  # Lightning's batch is then the whole step
+            self.trainer.accumulate_grad_batches = 1
+        return accumulation
+
+    @property
+    def _is_pipelined(self) -> bool:
+        return self._module.topology.stages is not None
 
     def _train_loader(self, topology: Topology, accumulation: int) -> TrainLoader:
         train = self.train_arguments
@@ -375,8 +383,9 @@ class OmniDataModule(LightningDataModule):
 
     @property
     def _pad_to(self) -> int | None:
-        """Tokens that every micro-batch is filled to."""
-        return self.budget if self.train_arguments.pad_to_length else None
+        """Tokens that every micro-batch is filled to: in a pipeline all are of one shape."""
+        is_filled = self.train_arguments.pad_to_length or self._is_pipelined
+        return self.budget if is_filled else None
 
     def _mixture(self) -> Mixture | None:
         path = self.paths["train"]

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -39,7 +39,7 @@ from omnilit.parallel.materialize import move_unsharded
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.parallel.sequence import split_sequence
 from omnilit.strategies.progress import ResumableData, read_place, resume_at, resume_loops
-from omnilit.types import MicroBatch
+from omnilit.types import MicroBatch, StepWindow
 
 log = get_logger(__name__)
 
@@ -135,10 +135,28 @@ class OmniStrategy(ModelParallelStrategy):
     def batch_to_device(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Any:
-        if isinstance(batch, MicroBatch):  # split first: the other ranks' parts never move
-            topology = self.topology
-            batch = split_sequence(batch, layout_of(topology), topology.sequence_rank)
+        # split first: the other ranks' parts never move
+        if isinstance(batch, MicroBatch):
+            batch = self._own_part(batch)
+        elif isinstance(batch, StepWindow):
+            batch = StepWindow(tuple(map(self._own_part, batch)))
         return super().batch_to_device(batch, device, dataloader_idx)
+
+    def _own_part(self, batch: MicroBatch) -> MicroBatch:
+        topology = self.topology
+        return split_sequence(batch, layout_of(topology), topology.sequence_rank)
+
+    @override
+    def backward(
+        self,
+        closure_loss: Tensor,
+        optimizer: Optimizer | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        if self.sizes.pp_size > 1:  # the pipeline has run it, micro-batch by micro-batch
+            return closure_loss
+        return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @property
     def _is_deterministic(self) -> bool:
@@ -239,6 +257,7 @@ class OmniStrategy(ModelParallelStrategy):
             models=self._models(),
             optimizers=self._named_optimizers() if is_fit else {},
             data_rank=self._data_rank(),
+            stages=self.topology.stages,
         )
         checkpoint = {key: loaded.meta[key] for key in META_KEYS if key in loaded.meta}
         checkpoint["state_dict"] = {}

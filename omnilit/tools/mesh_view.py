@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Final
 
-from omnilit.cli.fitting import read_numbers
+from omnilit.cli.fitting import judge, read_config
 from omnilit.cli.plan import read
 from omnilit.cli.raw import Command
 from omnilit.config.parallel_rules import sizes_of
@@ -16,7 +16,7 @@ from omnilit.config.rules import run_rules
 from omnilit.config.view import View
 from omnilit.errors import ConfigError, Problem
 from omnilit.logging import format_table
-from omnilit.models.fit import ModelNumbers, fit_problems
+from omnilit.models.fit import ModelNumbers
 from omnilit.parallel.grid import MeshAxis, used_axes
 
 # What a look at the mesh reads of the values: where these begin
@@ -82,7 +82,7 @@ def report_mesh(command: Command, world_size: int) -> MeshReport:
     asked = sizes_of(view)
     if asked.problems():
         return MeshReport("", tuple(problems))
-    numbers, misfits = _judge_model(view, asked)
+    numbers, misfits = _judge_model(view)
     problems += misfits
     if asked.problems(world_size):
         return MeshReport("", tuple(problems))
@@ -97,15 +97,15 @@ def report_mesh(command: Command, world_size: int) -> MeshReport:
     return MeshReport("\n\n".join(tables) + "\n", tuple(problems))
 
 
-def _judge_model(view: View, sizes: ParallelSizes) -> tuple[ModelNumbers | None, list[Problem]]:
+def _judge_model(view: View) -> tuple[ModelNumbers | None, list[Problem]]:
     """The model's numbers, where one is named, and why the sizes do not divide them."""
     if not (view["model.config_path"] or view["model.model_path"]):
         return None, []
     try:
-        numbers = read_numbers(view)
+        config = read_config(view)
     except ConfigError as error:
         return None, list(error.problems)
-    return numbers, fit_problems(sizes, numbers)
+    return ModelNumbers.of(config), judge(view, config)
 
 
 def _sizes(asked: ParallelSizes, sizes: ParallelSizes) -> Iterator[tuple[object, ...]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from omnilit.data.quarantine import read_quarantine
 from omnilit.errors import DataError
@@ -18,11 +17,10 @@ from omnilit.testing import run_ranks
 from omnilit.types import StepResult
 from tests.helpers import training
 from tests.helpers.bad_records import write_bad_records
-from tests.helpers.gradients import compare
-from tests.helpers.layouts import DDP, Watcher
+from tests.helpers.layouts import DDP
+from tests.helpers.tasks import check_run, check_step, run_task, run_tasks, write_task
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
-STEPS = 3
 ULYSSES, CONTEXT = {"ulysses_size": 2}, {"cp_size": 2}
 BAD = {"silent_exception": True, "max_bad_fraction": 0.9, "datasets_type": "iterable"}
 CASES: dict[str, dict[str, Any]] = {
@@ -46,81 +44,29 @@ BESIDE: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
-    training.write_model(folder / "model")
-    training.write_model(folder / "moe", "qwen3_moe", output_router_logits=True)
-    sources = [folder / f"{name}.jsonl" for name in ("long", "short")]
-    for seed, source in enumerate(sources):
-        training.write_conversations(source, 30, seed=seed)
-    schedule = [{"schedule_type": "const", "weights": [0.5, 0.5]}]
-    mixture = {"sources": list(map(str, sources)), "names": ["a", "b"], "schedule": schedule}
-    (folder / "mixture.yaml").write_text(yaml.safe_dump(mixture))
-    training.write_conversations(folder / "eval.jsonl", 9, seed=5)
+    moe = {"family": "qwen3_moe", "output_router_logits": True}
+    write_task(folder, model={}, moe=moe)
     write_bad_records(folder / "bad.jsonl")
     return folder
-
-
-def run(folder: Path, name: str, over: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    torch.compiler.set_default_backend("eager")
-    watcher = Watcher()
-    settings = {"global_batch_size": 4, "max_steps": STEPS, "eval_steps": STEPS, **over}
-    model = settings.pop("model", "model")
-    _, module = training.train(
-        folder,
-        training.arguments(folder / name, **settings),
-        model={"config_path": str(folder / model)},
-        data={
-            "train_path": str(folder / "mixture.yaml"),
-            "eval_path": str(folder / "eval.jsonl"),
-            **data,
-        },
-        callbacks=(watcher,),
-    )
-    return {
-        "steps": watcher.results,
-        "gradients": watcher.gradients,
-        "eval": module.eval_result,
-        "held": watcher.held,
-    }
-
-
-def run_all(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: run(folder, name, over, {}) for name, over in cases.items()}
 
 
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("alone")
     cases = {"alone": {}, "padded": {"pad_to_length": True}, "balanced": {"model": "moe"}}
-    (found,) = run_ranks(run_all, 1, folder, cases, tmp_path=tmp_path, timeout_s=150)
+    (found,) = run_ranks(run_tasks, 1, folder, cases, tmp_path=tmp_path, timeout_s=150)
     return found
 
 
 @pytest.fixture(scope="module")
 def two(folder, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("two")
-    return run_ranks(run_all, 2, folder, CASES, tmp_path=tmp_path, timeout_s=150)
+    return run_ranks(run_tasks, 2, folder, CASES, tmp_path=tmp_path, timeout_s=150)
 
 
 def like(name: str) -> str:
     """Which run of one process a case is held against."""
     return next((one for one in ("padded", "balanced") if name.startswith(one)), "alone")
-
-
-def check_step(found: StepResult, expected: StepResult) -> None:
-    for name in ("loss", "grad_norm", "flops"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
-    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
-    for name in ("step", "tokens", "num_tokens", "source_tokens"):
-        assert getattr(found, name) == getattr(expected, name), name
-    assert found.source_losses == pytest.approx(expected.source_losses, rel=1e-5)
-
-
-def check_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert len(found["steps"]) == STEPS
-    for mine, theirs in zip(found["steps"], expected["steps"], strict=True):
-        check_step(mine, theirs)
-    compare(found["gradients"], expected["gradients"])
-    assert found["eval"] == pytest.approx(expected["eval"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -136,7 +82,7 @@ def test_copies_of_a_model_stay_the_same(two):
 
 
 def test_beside_other_axes_four_ranks_train_the_steps_of_one_process(folder, alone, tmp_path):
-    ranks = run_ranks(run_all, 4, folder, BESIDE, tmp_path=tmp_path, timeout_s=150)
+    ranks = run_ranks(run_tasks, 4, folder, BESIDE, tmp_path=tmp_path, timeout_s=150)
     for name in BESIDE:
         for rank in ranks:
             check_run(rank[name], alone[like(name)])
@@ -160,7 +106,7 @@ def test_an_error_of_one_rank_that_reads_the_data_stops_all(tmp_path):
 def read_bad(folder: Path, name: str, accelerator: dict[str, Any]) -> list[StepResult]:
     over = {"accelerator": accelerator, "eval_steps": 0, "max_steps": 2, "global_batch_size": 1}
     data = {"train_path": str(folder / "bad.jsonl"), "eval_path": None, **BAD}
-    return run(folder, name, over, data)["steps"]
+    return run_task(folder, name, over, data)["steps"]
 
 
 def test_ranks_that_read_the_same_data_write_each_bad_record_once(folder, tmp_path):

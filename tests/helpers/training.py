@@ -25,7 +25,6 @@ from omnilit.config import (
     OptimizerConfig,
     TrainingArguments,
 )
-from omnilit.models.weights import gather_weights
 from omnilit.modules import OmniDataModule, OmniModule, SFTModule
 from omnilit.strategies import OmniStrategy
 from omnilit.types import StepResult
@@ -93,7 +92,7 @@ class StepLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, OmniModule)
-        gathered = gather_weights(pl_module.assembled.model)
+        gathered = pl_module.assembled.gather_weights()
         self.first_weights = {name: tensor.clone() for name, tensor in gathered.items()}
 
     def on_train_batch_end(
@@ -175,7 +174,7 @@ def train(
 
 def weights_of(module: OmniModule) -> dict[str, Tensor]:
     """The full weights on rank 0."""
-    return {n: t.clone() for n, t in gather_weights(module.assembled.model).items()}
+    return {n: t.clone() for n, t in module.assembled.gather_weights().items()}
 
 
 def numbers(log: StepLog) -> list[tuple[int, float, float, int]]:

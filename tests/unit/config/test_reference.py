@@ -31,6 +31,8 @@ ADDED = {
     "train.accelerator.cp_method",
     "train.accelerator.fsdp_config.mixed_precision.master_dtype",
     "train.accelerator.fsdp_config.sync_each_micro_batch",
+    "train.accelerator.pp_schedule",
+    "train.accelerator.pp_stages_per_rank",
     "train.accelerator.timeout_s",
     "train.checkpoint.export_dtype",
     "train.checkpoint.keep_last",

@@ -52,7 +52,7 @@ def test_every_value_that_is_not_there_yet_is_refused_with_what_brings_it(
 
 def test_the_refusal_shows_the_value_the_default_and_what_is_legal(fields: list[Field]):
     known = {field.path: field for field in fields}
-    given = {"data.data_type": "classification", "train.accelerator.pp_size": 2}
+    given = {"data.data_type": "classification", "train.freeze_vit": True}
     problems = refuse_later(View(known, given), load_status())
     assert [str(problem) for problem in problems] == [
         (
@@ -61,8 +61,8 @@ def test_the_refusal_shows_the_value_the_default_and_what_is_legal(fields: list[
             "conversation, or use plaintext."
         ),
         (
-            "train.accelerator.pp_size: 2 is not available yet: it comes with a later release "
-            "(parallelism). To fix: leave it out or set it to its default, 1."
+            "train.freeze_vit: true is not available yet: it comes with a later release "
+            "(vision and audio). To fix: leave it out or set it to its default, false."
         ),
     ]
 

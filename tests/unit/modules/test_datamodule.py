@@ -17,6 +17,7 @@ from omnilit.data.quarantine import read_quarantine
 from omnilit.errors import ConfigError, DataError
 from omnilit.modules import OmniDataModule, SFTModule
 from omnilit.modules.datamodule import check_positions
+from tests.helpers.layouts import micro_batches
 from tests.helpers.tokenizers import build_tokenizer
 
 
@@ -57,7 +58,7 @@ class OnOneRank(SFTModule):
     @property
     def topology(self) -> Any:
         return SimpleNamespace(
-            data_rank=0, data_size=1, is_first_of_data=True, device=torch.device("cpu")
+            data_rank=0, data_size=1, is_first_of_data=True, device=torch.device("cpu"), stages=None
         )
 
 
@@ -142,7 +143,7 @@ def test_evaluation_is_padded_as_training_is(build: Callable[..., OmniDataModule
     )
     data.setup("fit")
     for loader in (data.train_dataloader(), data.val_dataloader()):
-        assert {batch.input_ids.shape for batch in loader} == {(1, 32)}
+        assert {batch.input_ids.shape for batch in micro_batches(loader)} == {(1, 32)}
 
 
 def test_more_samples_a_step_than_there_are_is_refused_with_the_numbers(
