@@ -85,6 +85,7 @@ class StepShape:
         keeps_gathered: Parameters stay gathered from one micro-batch to the next.
         reductions: How often gradients are summed over ranks.
         is_ring: Keys and values go round from rank to rank, and are not gathered.
+        stages_per_rank: Of a pipeline.
     """
 
     micro_batches: int
@@ -95,6 +96,7 @@ class StepShape:
     keeps_gathered: bool
     reductions: int = 1
     is_ring: bool = False
+    stages_per_rank: int = 1
 
     @property
     def forwards(self) -> int:
@@ -258,6 +260,6 @@ def _stage_traffic(
 ) -> Iterator[Traffic]:
     """Hidden states to the next stage, their gradients to the one before."""
     ranks = sizes.pp_size
-    ways = (stage < ranks - 1) + (stage > 0)
+    ways = 2 * step.stages_per_rank - (stage == 0) - (stage == ranks - 1)
     states = _local_tokens(sizes, step) * widths.hidden * step.compute_bytes
     yield Traffic("pp", "send hidden states", ranks, states * ways * step.micro_batches)

@@ -123,7 +123,7 @@ def rehearse(request: ModelRequest, *, world_size: int, rank: int, tokens: int) 
     with pretend_ranks(world_size, rank=rank):
         topology = Topology.build(sizes, torch.device("cpu"))
         assembled = assemble_shards(request, topology=topology, machine=machine)
-        units = tuple(held_units(assembled.model))
+        units = tuple(unit for part in assembled.parts for unit in held_units(part))
         gradients = _set_gradients(assembled.model)
         optimizer = build_optimizer(assembled.model, request.train.optimizer)
         optimizer.step()
@@ -188,4 +188,5 @@ def _step_shape(
         keeps_gathered=not request.fsdp.reshard_after_backward,
         reductions=micro_batches if request.fsdp.sync_each_micro_batch else 1,
         is_ring=request.accelerator.cp_method == "ring",
+        stages_per_rank=request.accelerator.pp_stages_per_rank,
     )

@@ -94,6 +94,12 @@ def test_stages_send_states_ahead_and_gradients_back(stage, ways):
     assert sent(stage=stage, pp_size=3) == {"pp": 96 * 64 * 2 * ways * 5}
 
 
+@pytest.mark.parametrize(("stage", "ways"), [(0, 3), (1, 4), (2, 3)])
+def test_every_stage_of_a_rank_sends_but_for_the_ends(stage, ways):
+    interleaved = replace(STEP, stages_per_rank=2)
+    assert sent(interleaved, stage=stage, pp_size=3) == {"pp": 96 * 64 * 2 * ways * 5}
+
+
 def test_recomputing_sends_what_a_forward_sends_once_more():
     recomputed = replace(STEP, is_recomputed=True)
     assert sent(recomputed, ulysses_size=2)["ulysses"] == 1.5 * sent(ulysses_size=2)["ulysses"]

@@ -127,6 +127,24 @@ def test_tensor_parallelism_divides_matrices_and_copies_norms():
     assert sent["tp"] == 128 * HIDDEN * 4 / 2 * (4 * LAYERS * 2 + 4)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("schedule", [{}, {"pp_schedule": "interleaved", "pp_stages_per_rank": 2}])
+def test_stages_hold_a_model_between_them(family, schedule):
+    deep = 4
+    asked = request(family, pp_size=2, **schedule)
+    asked.config.num_hidden_layers = deep
+    asked.config.layer_types = ["full_attention"] * deep
+    ranks = [run(asked, world_size=4, rank=rank) for rank in range(4)]
+    whole = DENSE if family == "qwen3" else MOE
+    blocks = (whole - ROOT) // LAYERS * deep
+    assert own(ranks[0]) + own(ranks[1]) == blocks // 2 + VOCAB * HIDDEN
+    assert own(ranks[2]) + own(ranks[3]) == blocks // 2 + VOCAB * HIDDEN + HIDDEN
+    ways = 1 if not schedule else 3
+    for found in ranks:
+        (sent,) = (one.sent for one in found.traffic if one.axis == "pp")
+        assert sent == ways * 128 * HIDDEN * 4
+
+
 def test_what_is_offloaded_is_said_to_be_in_host_memory():
     text = describe(run(request(fsdp={"offload": True}), world_size=2))
     assert "what it holds in host memory" in text
