@@ -273,7 +273,8 @@ class LoadsOf(Callback):
         assert isinstance(strategy, OmniStrategy)
         models, optimizers = strategy._models(), strategy._named_optimizers()
         for folder in self.folders:
-            load_tensors(folder / TENSORS, models=models, optimizers=optimizers)
+            stages = strategy.topology.stages
+            load_tensors(folder / TENSORS, models=models, optimizers=optimizers, stages=stages)
             self.digests.append(digest_state(pl_module))
 
     def on_train_batch_end(

@@ -192,7 +192,8 @@ def deviation(found: dict[str, Any], expected: dict[str, Any]) -> Deviation:
     mine, theirs = found["numbers"], expected["numbers"]
     assert theirs, "nothing to compare with"
     assert all(math.isfinite(number) for row in (*mine, *theirs) for number in row), "not finite"
-    assert [(row[0], row[3]) for row in mine] == [(row[0], row[3]) for row in theirs]
+    is_same = [(row[0], row[3]) for row in mine] == [(row[0], row[3]) for row in theirs]
+    assert is_same, "other steps or tokens"
     losses = _relative([row[1] for row in mine], [row[1] for row in theirs])
     norms = _relative([row[2] for row in mine], [row[2] for row in theirs])
     gradients = compare(found["gradients"], expected["gradients"], rtol=float("inf"))

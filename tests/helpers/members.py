@@ -42,6 +42,33 @@ STAGES = (
     _axes("pp 2", 2, pp_size=2),
     _axes("pp 2, GPipe", 2, pp_size=2, pp_schedule="gpipe"),
     _axes("pp 2 x FSDP 2", 4, pp_size=2),
+    Layout("pp 2 x DDP 2", 4, {"accelerator": {"pp_size": 2}, **DDP}),
+    _axes("pp 2 x ulysses 2", 4, pp_size=2, ulysses_size=2),
+    _axes("pp 2 x cp 2, ring", 4, pp_size=2, cp_size=2, cp_method="ring"),
+    _axes("pp 2 x tp 2", 4, pp_size=2, tp_size=2),
+)
+_INTERLEAVED: dict[str, Any] = {"pp_schedule": "interleaved", "pp_stages_per_rank": 2}
+DEEP_STAGES = (
+    _axes("pp 4", 4, pp_size=4),
+    _axes("pp 2, interleaved", 2, pp_size=2, **_INTERLEAVED),
+    _axes("pp 2 x FSDP 2, interleaved", 4, pp_size=2, **_INTERLEAVED),
+    Layout("pp 2, recomputed", 2, {"accelerator": {"pp_size": 2}, **RECOMPUTED}),
+    Layout("pp 2, offloaded", 2, {"accelerator": {"pp_size": 2}, **OFFLOADED}),
+    Layout(
+        "pp 2, activations offloaded",
+        2,
+        {"accelerator": {"pp_size": 2, **ACTIVATIONS["accelerator"]}},
+    ),
+    Layout(
+        "pp 2 x FSDP 2, reduced each time",
+        4,
+        {"accelerator": {"pp_size": 2}, "fsdp": {"sync_each_micro_batch": True}},
+    ),
+    Layout(
+        "pp 2 x FSDP 2, kept gathered",
+        4,
+        {"accelerator": {"pp_size": 2}, "fsdp": {"reshard_after_backward": False}},
+    ),
 )
 EXPERTS = (
     _axes("ep 2", 2, ep_size=2),
@@ -53,6 +80,7 @@ EXPERTS = (
     _axes("ep 2 x HSDP 2", 4, ep_size=2, dp_replicate_size=2),
     _axes("ep 2 x ulysses 2", 4, ep_size=2, ulysses_size=2),
     _axes("ep 2 x tp 2", 4, ep_size=2, tp_size=2),
+    _axes("ep 2 x pp 2", 4, ep_size=2, pp_size=2),
 )
 MEMORY = (
     Layout("recomputed", 1, RECOMPUTED),
@@ -113,6 +141,12 @@ CLASSES = (
             {FSDP.name, HSDP.name, "ep 2", "ep 2 x efsdp 2, outside", "ulysses 2", "cp 2"}
             | {"ep 2 x ulysses 2", "ulysses 2 x cp 2", "tp 2 x FSDP 2", "pp 2 x FSDP 2"}
         ),
+    ),
+    Equivalence(
+        "layers",
+        {**_MOE, "num_hidden_layers": 4},
+        (ALONE, *DEEP_STAGES),
+        frozenset({"pp 2, interleaved"}),
     ),
     Equivalence("unpacked", {}, ACCUMULATION, frozenset({"8 x 1"}), is_packed=False),
 )
