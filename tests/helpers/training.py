@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from omnilit.callbacks import CheckpointSaver, EvaluationSchedule, MetricsRecorder
 from omnilit.config import (
@@ -26,11 +29,13 @@ from omnilit.config import (
     TrainingArguments,
 )
 from omnilit.modules import OmniDataModule, OmniModule, SFTModule
+from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.strategies import OmniStrategy
 from omnilit.types import StepResult
 from tests.helpers.models import tiny_config
 from tests.helpers.tokenizers import build_tokenizer
 
+BUILD = Topology.build
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs")
 
 
@@ -168,8 +173,24 @@ def train(
         check_val_every_n_epoch=None if loader.get("eval_path") else 1,
         default_root_dir=output_dir,
     )
-    trainer.fit(module, datamodule=datamodule, ckpt_path=load_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Topology, "build", _build_once)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=load_path)
     return log, module
+
+
+def _build_once(sizes: ParallelSizes, device: torch.device) -> Topology:
+    """The meshes of a layout, made by the first of a process's runs that has it.
+
+    Each group of gloo has threads of its own that look for work a hundred times a second: those of
+    dozens of runs would take a core from the one that runs.
+    """
+    return _build(sizes, device, dist.group.WORLD)
+
+
+@functools.cache
+def _build(sizes: ParallelSizes, device: torch.device, world: ProcessGroup | None) -> Topology:
+    return BUILD(sizes, device)
 
 
 def weights_of(module: OmniModule) -> dict[str, Tensor]:
