@@ -77,7 +77,7 @@ def main() -> None:
     """Interleave the contestants and print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=WARM_UP + 12)
+    parser.add_argument("--steps", type=int, default=WARM_UP + 5)
     parser.add_argument("--records", type=int, default=600)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--only", nargs="+", default=list(CONTESTANTS))
