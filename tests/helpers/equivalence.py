@@ -33,6 +33,7 @@ from tests.helpers.members import Equivalence, sizes_of, why_left_out
 NUM_LONG, NUM_SHORT, BATCH = 33, 8, 8  # a pass: four whole steps, and one micro-batch of the fifth
 STEPS_PER_PASS = 5
 SAVED_AT = 7  # inside of the second pass
+JOBS_AT_ONCE = 5
 LOSS, GRADIENT = 1e-5, 1e-4
 Result = dict[str, Any]
 Key = tuple[str, str]
@@ -187,7 +188,10 @@ def saved(folder: Path, key: Key) -> Path:
 
 
 def run_jobs(folder: Path, jobs: Iterable[Job], *, tmp_path: Path) -> dict[Key, list[Result]]:
-    """Run jobs, those of one number of ranks in the same processes, so that imports count once.
+    """Run jobs, several of one number of ranks in the same processes.
+
+    Each layout has process groups of its own, and each group of gloo threads that look for work a
+    hundred times a second: those of dozens of layouts would take a core from the one that runs.
 
     Returns:
         What each rank returned, by the jobs' keys.
@@ -195,12 +199,15 @@ def run_jobs(folder: Path, jobs: Iterable[Job], *, tmp_path: Path) -> dict[Key, 
     found: dict[Key, list[Result]] = {}
     ordered = sorted(jobs, key=lambda job: job.layout.num_ranks)
     for num_ranks, same in groupby(ordered, key=lambda job: job.layout.num_ranks):
-        batch = list(same)
-        ranks = run_ranks(
-            train_jobs, num_ranks, folder, batch, tmp_path=tmp_path, timeout_s=120 + 60 * len(batch)
-        )
-        for job, results in zip(batch, zip(*ranks, strict=True), strict=True):
-            found[job.key] = list(results)
+        waiting = list(same)
+        for first in range(0, len(waiting), JOBS_AT_ONCE):
+            batch = waiting[first : first + JOBS_AT_ONCE]
+            limit = 120 + 60 * len(batch)
+            ranks = run_ranks(
+                train_jobs, num_ranks, folder, batch, tmp_path=tmp_path, timeout_s=limit
+            )
+            for job, results in zip(batch, zip(*ranks, strict=True), strict=True):
+                found[job.key] = list(results)
     return found
 
 
