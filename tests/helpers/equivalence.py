@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from omnilit.checkpoint.dcp import load_tensors, named_state
@@ -37,6 +39,7 @@ JOBS_AT_ONCE = 5
 LOSS, GRADIENT = 1e-5, 1e-4
 Result = dict[str, Any]
 Key = tuple[str, str]
+Cuts = frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
 def write_inputs(folder: Path, classes: Iterable[Equivalence]) -> None:
@@ -185,6 +188,17 @@ def run_folder(folder: Path, key: Key) -> Path:
 def saved(folder: Path, key: Key) -> Path:
     """A member's checkpoint."""
     return run_folder(folder, key) / "checkpoints" / f"global_step_{SAVED_AT}"
+
+
+def read_cuts(checkpoint: Path) -> Cuts:
+    """Where in its tensors the parts of a checkpoint begin and how large they are."""
+    entries = FileSystemReader(checkpoint / TENSORS).read_metadata().state_dict_metadata
+    return frozenset(
+        (name, tuple(chunk.offsets), tuple(chunk.sizes))
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+        for chunk in entry.chunks
+    )
 
 
 def run_jobs(folder: Path, jobs: Iterable[Job], *, tmp_path: Path) -> dict[Key, list[Result]]:
