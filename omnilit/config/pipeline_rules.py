@@ -28,17 +28,30 @@ def stages_have_their_schedule(view: View) -> list[Problem]:
     return []
 
 
-def rounds_are_whole(view: View) -> list[Problem]:
-    """A problem where an interleaved schedule cannot deal a step's micro-batches in rounds."""
-    size, ranks = view[STAGES], data_ranks(view)
-    if size == 1 or view[SCHEDULE] != INTERLEAVED or ranks is None or view[BATCH] is None:
+def dealing_problem(schedule: str, *, num_micro_batches: int, size: int) -> str | None:
+    """Why a schedule cannot deal a step's micro-batches to `size` ranks; None where it can."""
+    number, held = num_micro_batches, f"a step has {num_micro_batches} micro-batches"
+    if schedule == INTERLEAVED and number % max(1, number // size):
+        return f"{held}, which {size} stages cannot take in even rounds"
+    if schedule == "1f1b" and number < size:
+        return f"{held}, and 1f1b takes at least one for each of {size} stages"
+    return None
+
+
+def micro_batches_are_dealt(view: View) -> list[Problem]:
+    """A problem where the schedule cannot deal a step's micro-batches to the stages."""
+    size, schedule, ranks = view[STAGES], view[SCHEDULE], data_ranks(view)
+    if size == 1 or ranks is None:
         return []
-    number = view[BATCH] // (view[MICRO] * ranks)
-    if not number or number % max(1, number // size) == 0:
+    at_once = view[MICRO] * ranks
+    number = 1 if view[BATCH] is None else view[BATCH] // at_once
+    problem = dealing_problem(schedule, num_micro_batches=number, size=size)
+    if not number or problem is None:  # none at all: no multiple of what is taken at once
         return []
-    at_once = view[MICRO] * ranks * size
-    problem = f"a step has {number} micro-batches, which {size} stages cannot take in even rounds"
-    return [Problem(BATCH, f"{view[BATCH]}: {problem}", f"use a multiple of {at_once}")]
+    fix = f"use a multiple of {at_once * size}"
+    if schedule != INTERLEAVED:
+        fix = f"use {at_once * size} or more, or set pp_schedule: gpipe"
+    return [Problem(BATCH, f"{view[BATCH] or 'null'}: {problem}", fix)]
 
 
 def load_is_not_logged(view: View) -> list[Problem]:

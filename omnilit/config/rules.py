@@ -122,7 +122,7 @@ def _pipeline_rules() -> list[Rule]:
     dealt = (size, schedule, BATCH, MICRO, parallel_rules.MODE, *parallel_rules.SIZES)
     return [
         Rule((schedule, number), pipeline_rules.stages_have_their_schedule),
-        Rule(dealt, pipeline_rules.rounds_are_whole),
+        Rule(dealt, pipeline_rules.micro_batches_are_dealt),
         Rule((size, pipeline_rules.LOAD), pipeline_rules.load_is_not_logged),
     ]
 

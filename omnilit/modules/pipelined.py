@@ -14,7 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
 from omnilit.config import AcceleratorConfig
-from omnilit.errors import OmniError
+from omnilit.config.pipeline_rules import BATCH, dealing_problem
+from omnilit.errors import ConfigError, OmniError
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding
 from omnilit.models.blocks import decoder_blocks
@@ -100,6 +101,7 @@ class PipelinedModel:
         self._dtype = dtype
         self._saving = saving
         self._fsdp = config.fsdp_config
+        self._schedule = config.pp_schedule
         self._batches: tuple[MicroBatch, ...] = ()
         self._on_last: OnLast | None = None
         self._states: Sequence[Tensor] = ()
@@ -156,6 +158,7 @@ class PipelinedModel:
             The step's loss of this pipeline, the same on all ranks of it.
 
         Raises:
+            ConfigError: The schedule takes another number of micro-batches.
             OmniError: The rows differ in length.
         """
         lengths = {batch.input_ids.shape[1] for batch in window}
@@ -164,6 +167,11 @@ class PipelinedModel:
                 f"micro-batches of a step have rows of {sorted(lengths)} tokens, and a pipeline "
                 "takes rows of one length: let the data's collator fill them"
             )
+        problem = dealing_problem(
+            self._schedule, num_micro_batches=len(window), size=self.group.size()
+        )
+        if problem is not None:
+            raise ConfigError(key=BATCH, problem=problem, fix="give a step more micro-batches")
         self._batches, self._on_last = window.micro_batches, loss_of
         try:
             rows = torch.cat([batch.input_ids for batch in window])

@@ -102,7 +102,7 @@ def test_layouts_that_fit_four_ranks_are_good(given: dict[str, Any], fields: lis
         {ULYSSES: 2, ASYNC: True},
         {EXPERTS: 2, OUTSIDE: True},
         {EXPERTS: 4, TP: 2, REPLICATE: 1},
-        {PP: 2, TP: 2, MODE: "ddp"},
+        {PP: 2, TP: 2, MODE: "ddp", BATCH: 2},
         {MODE: "ddp", ULYSSES: 2, REPLICATE: 2},
         {ULYSSES: 2, BATCH: 2},
         {OUTSIDE: False, ASYNC: False},

@@ -25,7 +25,7 @@ def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     "given",
     [
-        {STAGES: 4},
+        {STAGES: 4, BATCH: 4},
         {STAGES: 2, SCHEDULE: "gpipe"},
         INTERLEAVED,
         {**INTERLEAVED, BATCH: 2},
@@ -48,16 +48,23 @@ def test_what_a_pipeline_can_do_is_good(given: dict[str, Any], fields: list[Fiel
         ({STAGES: 2, SCHEDULE: "interleaved"},
          (f"{SCHEDULE}: interleaved runs several stages a rank, and pp_stages_per_rank is 1. To "
           "fix: set pp_stages_per_rank to 2 or more, or leave it out.")),
-        ({STAGES: 2, PER_RANK: 2},
+        ({STAGES: 2, PER_RANK: 2, BATCH: 4},
          (f"{PER_RANK}: 2 has no effect, because pp_schedule: 1f1b runs one stage a rank. To fix: "
           "set pp_schedule: interleaved, or leave it out.")),
-        ({STAGES: 2, PER_RANK: 0}, (f"{PER_RANK}: 0 is out of range. To fix: use a number at least "
-          "1.")),
+        ({STAGES: 2, PER_RANK: 0, BATCH: 4},
+         (f"{PER_RANK}: 0 is out of range. To fix: use a number at least 1.")),
         ({**INTERLEAVED, BATCH: 10},
          (f"{BATCH}: 10: a step has 5 micro-batches, which 2 stages cannot take in even rounds. To "
           "fix: use a multiple of 4.")),
-        ({STAGES: 2, LOAD: 5}, (f"{LOAD}: 5 is not possible with pp_size: 2. To fix: leave it out, "
-          "or leave pp_size out.")),
+        ({STAGES: 4},
+         (f"{BATCH}: null: a step has 1 micro-batches, and 1f1b takes at least one for each of 4 "
+          "stages. To fix: use 4 or more, or set pp_schedule: gpipe.")),
+        ({STAGES: 4, BATCH: 3},
+         (f"{BATCH}: 3: a step has 3 micro-batches, and 1f1b takes at least one for each of 4 "
+          "stages. To fix: use 4 or more, or set pp_schedule: gpipe.")),
+        ({STAGES: 2, LOAD: 5, BATCH: 4},
+         (f"{LOAD}: 5 is not possible with pp_size: 2. To fix: leave it out, or leave pp_size "
+          "out.")),
     ],
 )  # fmt: skip
 def test_what_has_no_effect_or_cannot_be_dealt_is_an_error(
