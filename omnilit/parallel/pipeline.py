@@ -139,7 +139,7 @@ class Pipeline:
             raise
         total = torch.zeros((), device=self.device)
         if self.has_last:
-            total = torch.stack([loss.detach() for loss in losses]).sum()
+            total += torch.stack([loss.detach() for loss in losses]).sum()  # of any type
         return self.from_last(total)
 
     def evaluate(self, input_ids: Tensor, number: int, wire: Wire) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from omnilit.errors import ConfigError
+from omnilit.modules import SFTModule
 from omnilit.testing import run_ranks
-from tests.helpers.tasks import run_task, write_task
+from omnilit.types import LossTerm, MicroBatch, StepResult
+from tests.helpers import training
+from tests.helpers.tasks import check_step, run_task, write_task
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 PP: dict[str, Any] = {"pp_size": 2}
@@ -20,6 +24,37 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
     write_task(folder, model={})
     return folder
+
+
+class TwoForwards(SFTModule):
+    """Runs the model twice a micro-batch; the second term is of another type."""
+
+    @override
+    def loss_terms(self, batch: MicroBatch) -> dict[str, LossTerm]:
+        again = self.assembled.forward(batch).token_losses
+        return {
+            **super().loss_terms(batch),
+            "squares": LossTerm(again.double().square().sum(), "tokens"),
+        }
+
+
+def train_twice(folder: Path, name: str, accelerator: dict[str, Any]) -> list[StepResult]:
+    settings = {"accelerator": accelerator, "global_batch_size": 4, "max_steps": 2}
+    log, _ = training.train(
+        folder,
+        training.arguments(folder / name, **settings),
+        module_class=TwoForwards,
+        data={"train_path": str(folder / "long.jsonl")},
+    )
+    return log.results
+
+
+def test_a_task_of_two_forwards_trains_as_on_one_process(folder, tmp_path):
+    (alone,) = run_ranks(train_twice, 1, folder, "alone", {}, tmp_path=tmp_path)
+    for steps in run_ranks(train_twice, 2, folder, "stages", PP, tmp_path=tmp_path):
+        assert len(steps) == len(alone) == 2
+        for found, expected in zip(steps, alone, strict=True):
+            check_step(found, expected)
 
 
 def train_refused(folder: Path, settings: dict[str, Any]) -> str:
