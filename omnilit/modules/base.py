@@ -255,6 +255,11 @@ class OmniModule(LightningModule):
         return pipeline.train(batch, self._share_of_loss)
 
     @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.assembled.pipeline is None:  # else it has run, micro-batch by micro-batch
+            super().backward(loss, *args, **kwargs)
+
+    @override
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         if self.assembled.pipeline is None:  # else it would undo what `training_step` did
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)

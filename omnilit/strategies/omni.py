@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -145,18 +145,6 @@ class OmniStrategy(ModelParallelStrategy):
     def _own_part(self, batch: MicroBatch) -> MicroBatch:
         topology = self.topology
         return split_sequence(batch, layout_of(topology), topology.sequence_rank)
-
-    @override
-    def backward(
-        self,
-        closure_loss: Tensor,
-        optimizer: Optimizer | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        if self.sizes.pp_size > 1:  # the pipeline has run it, micro-batch by micro-batch
-            return closure_loss
-        return super().backward(closure_loss, optimizer, *args, **kwargs)
 
     @property
     def _is_deterministic(self) -> bool:

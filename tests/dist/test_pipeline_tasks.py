@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from omnilit.errors import ConfigError
@@ -38,23 +39,44 @@ class TwoForwards(SFTModule):
         }
 
 
-def train_twice(folder: Path, name: str, accelerator: dict[str, Any]) -> list[StepResult]:
+class HookLog(Callback):
+    """Notes the hooks around backward, and whether there are gradients then."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, bool]] = []
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        self.seen.append(("before", True))
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        has_gradients = all(p.grad is not None for p in pl_module.parameters())
+        self.seen.append(("after", has_gradients))
+
+
+def train_twice(
+    folder: Path, name: str, accelerator: dict[str, Any]
+) -> tuple[list[StepResult], list[tuple[str, bool]]]:
+    hooks = HookLog()
     settings = {"accelerator": accelerator, "global_batch_size": 4, "max_steps": 2}
     log, _ = training.train(
         folder,
         training.arguments(folder / name, **settings),
         module_class=TwoForwards,
         data={"train_path": str(folder / "long.jsonl")},
+        callbacks=(hooks,),
     )
-    return log.results
+    return log.results, hooks.seen
 
 
 def test_a_task_of_two_forwards_trains_as_on_one_process(folder, tmp_path):
-    (alone,) = run_ranks(train_twice, 1, folder, "alone", {}, tmp_path=tmp_path)
-    for steps in run_ranks(train_twice, 2, folder, "stages", PP, tmp_path=tmp_path):
+    ((alone, _),) = run_ranks(train_twice, 1, folder, "alone", {}, tmp_path=tmp_path)
+    for steps, hooks in run_ranks(train_twice, 2, folder, "stages", PP, tmp_path=tmp_path):
         assert len(steps) == len(alone) == 2
         for found, expected in zip(steps, alone, strict=True):
             check_step(found, expected)
+        assert hooks == [("before", True), ("after", True)] * 2  # once a step, whose batch is one
 
 
 def train_refused(folder: Path, settings: dict[str, Any]) -> str:
