@@ -156,9 +156,9 @@ def assemble_shards(
     """Build, bind and shard one model, without memory where it is built on meta; every rank calls.
 
     The order is fixed: kernels are bound to plain modules, those are split with what was bound and
-    cut into stages, experts that are spread over ranks compute with it, and attention of sequences
-    that are; recomputation wraps that, what is compiled holds all of it, sharding comes last before
-    memory is taken, and weights go straight into the shards.
+    experts that are spread over ranks compute with it; then the model is cut into stages, and
+    attention works across the ranks of a sequence; recomputation wraps that, what is compiled holds
+    all of it, sharding comes last before memory is taken, and weights go straight into the shards.
 
     Raises:
         ConfigError: The model or its kernels cannot be used as asked.
@@ -180,12 +180,14 @@ def assemble_shards(
     kernels = fit_kernels(kernels, tp_size=sizes.tp_size, is_compiled=train.enable_compile)
     binding = bind_kernels(model, kernels)
     split_model(model, topology.tp, with_experts=sizes.ep_size == 1)
+    experts = _spread_experts(model, topology)  # of all layers: a stage may have none
     parts = cut_into_parts(model, topology, request.accelerator)
-    experts = _spread_experts(model, topology)
     split_attention(model, topology, request.accelerator)
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
+    held = set(model.modules())
+    experts = [module for module in experts if module in held]
     _shard_experts(experts, request.fsdp, precision, topology)
     units = sharding_units(model, leaves_rest=not parts)
     shard_model(

@@ -1,8 +1,7 @@
-"""Whole runs in the stages of a pipeline: steps, evaluation, checkpoints and exports of one process."""
+"""Whole runs in the stages of a pipeline: steps, evaluation and files of one process."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "split matrices": {"accelerator": PP | {"tp_size": 2}, **SAVING},
     "split sequences": {"accelerator": PP | {"cp_size": 2}},
     "balanced, experts spread": {"accelerator": PP | {"ep_size": 2}, "model": "moe", **SAVING},
+    "half dense, experts spread": {"accelerator": PP | {"ep_size": 2}, "model": "half dense"},
 }
 DEEP = {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
 
@@ -47,13 +47,16 @@ DEEP = {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
     moe = {"family": "qwen3_moe", "output_router_logits": True, "num_hidden_layers": 4}
-    write_task(folder, model=DEEP, moe=moe)
+    # the first stage has none of the experts
+    half_dense = {"family": "deepseek_v3", "num_hidden_layers": 4, "first_k_dense_replace": 2}
+    write_task(folder, **{"model": DEEP, "moe": moe, "half dense": half_dense})
     return folder
 
 
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):
-    cases = {"alone": SAVING, "balanced": {"model": "moe", **SAVING}}
+    moe = {"model": "moe", **SAVING}
+    cases = {"alone": SAVING, "balanced": moe, "half dense": {"model": "half dense"}}
     tmp_path = tmp_path_factory.mktemp("alone")
     (found,) = run_ranks(run_tasks, 1, folder, cases, tmp_path=tmp_path, timeout_s=150)
     return found
@@ -73,7 +76,8 @@ def four(folder, tmp_path_factory):
 
 def like(name: str) -> str:
     """Which run of one process a case is held against."""
-    return "balanced" if name.startswith("balanced") else "alone"
+    kind, *_ = name.split(",")
+    return kind if kind in ("balanced", "half dense") else "alone"
 
 
 @pytest.mark.parametrize("name", CASES)
