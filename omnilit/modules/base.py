@@ -285,7 +285,7 @@ class OmniModule(LightningModule):
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         max_norm = self.train_arguments.optimizer.max_grad_norm
-        stages = self.assembled.stages
+        stages = None if self.assembled.pipeline is None else self.topology.pp
         self._grad_norm = clip_gradients(parameters, max_norm, stages=stages).item()
         if math.isfinite(self._grad_norm):
             self._skipped_in_a_row = 0

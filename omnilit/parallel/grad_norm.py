@@ -18,7 +18,7 @@ ROW = 4096
 CLIP_EPS = 1e-6  # torch's own: a zero norm does not divide by zero
 
 
-def total_norm(parameters: Iterable[nn.Parameter], *, stages: ProcessGroup | None = None) -> Tensor:
+def total_norm(parameters: Iterable[nn.Parameter], *, stages: DeviceMesh | None = None) -> Tensor:
     """The 2-norm of all gradients, each distinct element counted once.
 
     Torch's own refuses gradients on two meshes; here each mesh sums its squares and the sums are
@@ -32,8 +32,8 @@ def total_norm(parameters: Iterable[nn.Parameter], *, stages: ProcessGroup | Non
         A scalar on the gradients' device, the same on all ranks; 0 without gradients.
     """
     squares = _joined_squares([_gradients(parameters)])
-    if stages is not None:
-        dist.all_reduce(squares, group=stages)
+    if stages is not None:  # in one type, also from a rank that has no gradients to say it
+        squares = _sum_over(squares.to(_dtype_on(stages.device_type)), stages)
     return squares[0].sqrt()
 
 
@@ -100,15 +100,20 @@ def _sum_over(total: Tensor, mesh: DeviceMesh | None) -> Tensor:
 
 def _norm(values: Tensor) -> Tensor:
     """The 2-norm of one tensor; on a CPU in float64, elsewhere in float32."""
+    dtype = _dtype_on(values.device.type)
     if values.device.type != "cpu":
-        return torch.linalg.vector_norm(values, dtype=torch.float32)
+        return torch.linalg.vector_norm(values, dtype=dtype)
     # A CPU adds a row of float32 one after the other: at a million elements that is 1e-5 off. Rows
     # of a few thousand are not, and cost a sixth of turning all elements into float64.
     flat = values.reshape(-1)
     whole = flat.numel() // ROW * ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1, dtype=torch.float32)
     rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float32)
-    return torch.linalg.vector_norm(torch.cat([rows, rest[None]]), dtype=torch.float64)
+    return torch.linalg.vector_norm(torch.cat([rows, rest[None]]), dtype=dtype)
+
+
+def _dtype_on(device_type: str) -> torch.dtype:
+    return torch.float64 if device_type == "cpu" else torch.float32
 
 
 def _num_copies(gradient: DTensor) -> int:
@@ -121,7 +126,7 @@ def _num_copies(gradient: DTensor) -> int:
 
 
 def clip_gradients(
-    parameters: Iterable[nn.Parameter], max_norm: float, *, stages: ProcessGroup | None = None
+    parameters: Iterable[nn.Parameter], max_norm: float, *, stages: DeviceMesh | None = None
 ) -> Tensor:
     """Scale all gradients so that their total norm is at most `max_norm`.
 
