@@ -340,7 +340,12 @@ class OmniModule(LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         arguments = self.train_arguments.optimizer
-        optimizer = build_optimizer(self.assembled.model, arguments, part_of=self.parameter_part)
+        optimizer = build_optimizer(
+            self.assembled.model,
+            arguments,
+            part_of=self.parameter_part,
+            stages=self.assembled.stages,
+        )
         schedule = AbsoluteSchedule(optimizer, arguments, total_steps=self._num_steps())
         return {
             "optimizer": optimizer,

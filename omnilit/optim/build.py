@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.optim import AdamW, Optimizer
 
 from omnilit.config import OptimizerConfig
@@ -25,6 +26,7 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     part_of: Callable[[str], str] = lambda _: BACKBONE,
+    stages: ProcessGroup | None = None,
 ) -> Optimizer:
     """Build the optimizer over the trainable parameters of `model`, sharded or not.
 
@@ -32,6 +34,7 @@ def build_optimizer(
         model: On its device; its parameters must not be replaced afterwards.
         config: `train.optimizer`.
         part_of: Name of the part that a parameter, given by its full name, belongs to.
+        stages: See `parameter_groups`.
 
     Raises:
         ConfigError: A decay pattern matches nothing, or a setting does not fit the type or the
@@ -48,6 +51,7 @@ def build_optimizer(
         no_decay_modules=config.no_decay_modules,
         no_decay_params=config.no_decay_params,
         part_of=part_of,
+        stages=stages,
     )
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     is_fused = True if devices <= FUSED_DEVICES else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
 from omnilit.errors import ConfigError, Problem, suggest
@@ -21,14 +23,16 @@ class NamedParameter:
     """A parameter with every name and owner it has; tied ones have several.
 
     Args:
-        parameter: The tensor that the optimizer updates.
+        parameter: The tensor that the optimizer updates; None for another stage's.
         names: Full names in the model, the first one being its own.
         owners: Class names of the modules that hold it, without FSDP2's prefix.
+        is_trained: Whether it is to be updated.
     """
 
-    parameter: nn.Parameter
+    parameter: nn.Parameter | None
     names: tuple[str, ...]
     owners: tuple[str, ...]
+    is_trained: bool
 
 
 def name_parameters(model: nn.Module) -> list[NamedParameter]:
@@ -41,7 +45,21 @@ def name_parameters(model: nn.Module) -> list[NamedParameter]:
             entry[2].append(_class_name(module))
     order = [id(parameter) for parameter in model.parameters()]
     entries = (found[key] for key in order)
-    return [NamedParameter(p, tuple(names), tuple(owners)) for p, names, owners in entries]
+    return [
+        NamedParameter(p, tuple(names), tuple(owners), p.requires_grad)
+        for p, names, owners in entries
+    ]
+
+
+def _of_all_stages(own: list[NamedParameter], stages: ProcessGroup | None) -> list[NamedParameter]:
+    """The parameters of a whole model, in one order on all ranks that hold stages of it."""
+    if stages is None:
+        return own
+    told = [replace(entry, parameter=None) for entry in own]
+    held: list[list[NamedParameter]] = [[] for _ in range(stages.size())]
+    dist.all_gather_object(held, told, group=stages)
+    held[stages.rank()] = own
+    return [entry for stage in held for entry in stage]
 
 
 def _class_name(module: nn.Module) -> str:
@@ -57,6 +75,7 @@ def parameter_groups(
     no_decay_modules: Sequence[str] = (),
     no_decay_params: Sequence[str] = (),
     part_of: Callable[[str], str] = lambda _: BACKBONE,
+    stages: ProcessGroup | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of `model` into groups for a torch optimizer.
 
@@ -67,15 +86,17 @@ def parameter_groups(
         no_decay_modules: Class names of modules whose own parameters do not decay.
         no_decay_params: Parts of parameter names that do not decay, in any case of letters.
         part_of: Name of the part that a parameter, given by its full name, belongs to.
+        stages: The ranks that hold the model's other stages, where there are any; all of them
+            call and have the same groups.
 
     Returns:
-        One dict a group, none empty: `name` ('backbone', 'backbone/no_decay'), `params`, `lr`
-        and `weight_decay`; parts in the order of the model.
+        One dict a group: `name` ('backbone', 'backbone/no_decay'), `params`, `lr` and
+        `weight_decay`; parts in the order of the model. None is empty but for other stages'.
 
     Raises:
         ConfigError: A pattern matches no parameter of the model, or nothing is trainable.
     """
-    named = name_parameters(model)
+    named = _of_all_stages(name_parameters(model), stages)
     unmatched = [
         *_unmatched_modules(named, no_decay_modules),
         *_unmatched_params(named, no_decay_params),
@@ -84,9 +105,10 @@ def parameter_groups(
         raise ConfigError.of(unmatched)
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for entry in named:
-        if entry.parameter.requires_grad:
+        if entry.is_trained:
             decays = not _is_exempt(entry, no_decay_modules, no_decay_params)
-            members.setdefault((part_of(entry.names[0]), decays), []).append(entry.parameter)
+            group = members.setdefault((part_of(entry.names[0]), decays), [])
+            group += [] if entry.parameter is None else [entry.parameter]
     if not members:
         raise ConfigError(
             key=KEY, problem="the model has no trainable parameter", fix="freeze less of it"

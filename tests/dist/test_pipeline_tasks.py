@@ -79,6 +79,57 @@ def test_a_task_of_two_forwards_trains_as_on_one_process(folder, tmp_path):
         assert hooks == [("before", True), ("after", True)] * 2  # once a step, whose batch is one
 
 
+class FirstHalf(SFTModule):
+    """Trains the layers of the first stage alone."""
+
+    trained = ("embed_tokens", "layers.0.")
+
+    @override
+    def configure_model(self) -> None:
+        is_new = self.policy is None
+        super().configure_model()
+        for name, parameter in self.assembled.model.named_parameters() if is_new else ():
+            parameter.requires_grad_(any(part in name for part in self.trained))
+
+    @override
+    def parameter_part(self, name: str) -> str:
+        return "head" if "lm_head" in name else super().parameter_part(name)
+
+
+class SecondHalf(FirstHalf):
+    """Trains the layers of the second stage alone."""
+
+    trained = ("layers.1.", "norm.", "lm_head")
+
+
+def train_halves(folder: Path, name: str, accelerator: dict[str, Any]) -> list[list[StepResult]]:
+    found = []
+    for task in (FirstHalf, SecondHalf):
+        log, _ = training.train(
+            folder,
+            training.arguments(
+                folder / f"{name} {task.__name__}",
+                accelerator=accelerator,
+                global_batch_size=4,
+                max_steps=2,
+                optimizer={"no_decay_params": ["embed_tokens"], "no_decay_modules": ["Linear"]},
+            ),
+            module_class=task,
+            data={"train_path": str(folder / "long.jsonl")},
+        )
+        found.append(log.results)
+    return found
+
+
+def test_a_stage_may_have_nothing_to_train(folder, tmp_path):
+    (alone,) = run_ranks(train_halves, 1, folder, "alone", {}, tmp_path=tmp_path)
+    for halves in run_ranks(train_halves, 2, folder, "stages", PP, tmp_path=tmp_path):
+        for steps, expected in zip(halves, alone, strict=True):
+            for mine, theirs in zip(steps, expected, strict=True):
+                check_step(mine, theirs)
+                assert mine.lr == theirs.lr  # of all groups, on every rank
+
+
 def train_refused(folder: Path, settings: dict[str, Any]) -> str:
     try:
         run_task(folder, "refused", {"accelerator": PP, **settings})
