@@ -19,7 +19,7 @@ from omnilit.errors import ConfigError, OmniError
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding
 from omnilit.models.blocks import decoder_blocks
-from omnilit.models.stages import StageRange, cut_model, own_stages
+from omnilit.models.stages import StageRange, check_cut, cut_model, own_stages
 from omnilit.parallel.collectives import share_from, sum_over
 from omnilit.parallel.fsdp import set_gradient_sync, set_resharding
 from omnilit.parallel.mesh import Topology
@@ -61,6 +61,7 @@ def cut_into_parts(
         num_stages=size * config.pp_stages_per_rank,
         num_layers=len(decoder_blocks(model)),
     )
+    check_cut(model)
     parts = list(map(Part, cut_model(model, stages), stages))
     shown = ", ".join(f"{s.start} to {s.stop - 1}" for s in stages)
     log.info("pipeline: of %d stages this rank has layers %s", stages[0].num_stages, shown)
