@@ -30,6 +30,11 @@ class _Topology(Protocol):
         """Every rank that holds tokens of its own."""
         ...
 
+    @property
+    def stages(self) -> ProcessGroup | None:
+        """The ranks that hold the other stages of the model; None where it has one."""
+        ...
+
 
 class _Strategy(Protocol):
     @property
@@ -61,6 +66,12 @@ class ExpertLoad(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if cast("_Strategy", trainer.strategy).topology.stages is not None:
+            raise ConfigError(
+                key=KEY,
+                problem="the load of experts is not logged in a pipeline (pp_size)",
+                fix="leave it out, or leave pp_size out",
+            )
         self.step, self.numbers = 0, {}
         self._every.begin_after(trainer.global_step)
         self._counter.attach(pl_module)

@@ -9,12 +9,13 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from omnilit.callbacks.expert_load import ExpertLoad
 from omnilit.errors import ConfigError
 from omnilit.modules import SFTModule
 from omnilit.testing import run_ranks
 from omnilit.types import LossTerm, MicroBatch, StepResult
 from tests.helpers import training
-from tests.helpers.tasks import check_step, run_task, write_task
+from tests.helpers.tasks import check_step, write_task
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 PP: dict[str, Any] = {"pp_size": 2}
@@ -130,17 +131,29 @@ def test_a_stage_may_have_nothing_to_train(folder, tmp_path):
                 assert mine.lr == theirs.lr  # of all groups, on every rank
 
 
-def train_refused(folder: Path, settings: dict[str, Any]) -> str:
+def refusal(folder: Path, settings: dict[str, Any], *callbacks: Callback) -> str:
+    given = {"accelerator": PP, "global_batch_size": 4, "max_steps": 1, **settings}
+    arguments = training.arguments(folder / "refused", **given)
+    data = {"train_path": str(folder / "long.jsonl")}
     try:
-        run_task(folder, "refused", {"accelerator": PP, **settings})
+        training.train(folder, arguments, data=data, callbacks=callbacks)
     except ConfigError as error:
         return str(error)
     return "nothing"
 
 
-def test_a_step_of_too_few_micro_batches_is_refused(folder, tmp_path):
-    for said in run_ranks(train_refused, 2, folder, {"global_batch_size": 1}, tmp_path=tmp_path):
-        assert said == (
+def refusals(folder: Path) -> list[str]:
+    return [refusal(folder, {"global_batch_size": 1}), refusal(folder, {}, ExpertLoad(1))]
+
+
+def test_what_a_pipeline_cannot_do_is_refused_on_every_rank(folder, tmp_path):
+    for said in run_ranks(refusals, 2, folder, tmp_path=tmp_path):
+        micro_batches, load = said
+        assert micro_batches == (
             "train.global_batch_size: a step has 1 micro-batches, and 1f1b takes at least one for "
             "each of 2 stages. To fix: give a step more micro-batches."
+        )
+        assert load == (
+            "train.log_expert_load_steps: the load of experts is not logged in a pipeline "
+            "(pp_size). To fix: leave it out, or leave pp_size out."
         )
