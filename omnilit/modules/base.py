@@ -244,10 +244,17 @@ class OmniModule(LightningModule):
 
     @override
     def training_step(self, batch: MicroBatch | StepWindow, batch_idx: int) -> Tensor:
+        pipeline = self.assembled.pipeline
         if isinstance(batch, MicroBatch):
+            if pipeline is not None:
+                raise ConfigError(
+                    key="train.accelerator.pp_size",
+                    problem="a pipeline trains on all micro-batches of a step at once, and the "
+                    "training loader gives one",
+                    fix="let it give omnilit.types.StepWindow, or leave pp_size out",
+                )
             # Lightning divides by the number of micro-batches; the step's counts already did
             return self._share_of_loss(batch) * self.trainer.accumulate_grad_batches
-        pipeline = self.assembled.pipeline
         assert pipeline is not None, "a whole step at a time is for pipelines"
         for optimizer in self.trainer.optimizers:  # before the backward passes, which come here
             optimizer.zero_grad()

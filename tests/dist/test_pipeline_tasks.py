@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from omnilit.callbacks.expert_load import ExpertLoad
 from omnilit.errors import ConfigError
-from omnilit.modules import SFTModule
+from omnilit.modules import OmniDataModule, SFTModule
 from omnilit.testing import run_ranks
 from omnilit.types import LossTerm, MicroBatch, StepResult
 from tests.helpers import training
@@ -143,12 +143,15 @@ def refusal(folder: Path, settings: dict[str, Any], *callbacks: Callback) -> str
 
 
 def refusals(folder: Path) -> list[str]:
-    return [refusal(folder, {"global_batch_size": 1}), refusal(folder, {}, ExpertLoad(1))]
+    found = [refusal(folder, {"global_batch_size": 1}), refusal(folder, {}, ExpertLoad(1))]
+    with pytest.MonkeyPatch.context() as patch:  # as a data module of one's own would have it
+        patch.setattr(OmniDataModule, "train_dataloader", lambda self: self.train_loader)
+        return [*found, refusal(folder, {})]
 
 
 def test_what_a_pipeline_cannot_do_is_refused_on_every_rank(folder, tmp_path):
     for said in run_ranks(refusals, 2, folder, tmp_path=tmp_path):
-        micro_batches, load = said
+        micro_batches, load, loader = said
         assert micro_batches == (
             "train.global_batch_size: a step has 1 micro-batches, and 1f1b takes at least one for "
             "each of 2 stages. To fix: give a step more micro-batches."
@@ -156,4 +159,9 @@ def test_what_a_pipeline_cannot_do_is_refused_on_every_rank(folder, tmp_path):
         assert load == (
             "train.log_expert_load_steps: the load of experts is not logged in a pipeline "
             "(pp_size). To fix: leave it out, or leave pp_size out."
+        )
+        assert loader == (
+            "train.accelerator.pp_size: a pipeline trains on all micro-batches of a step at once, "
+            "and the training loader gives one. To fix: let it give omnilit.types.StepWindow, or "
+            "leave pp_size out."
         )
