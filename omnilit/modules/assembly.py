@@ -129,10 +129,14 @@ class AssembledModel:
         """Losses of the supervised tokens, and the router's balance loss where there is one.
 
         In a pipeline it goes on from what the stages before the last one came to.
+
+        Raises:
+            OmniError: In a pipeline, of other tokens than those of the micro-batch that runs.
         """
         model, states = self.model, ()
         if self.pipeline is not None:
-            model, states = self.pipeline.last_model, self.pipeline.states
+            states = self.pipeline.states_of(batch)
+            model = self.pipeline.last_model
         activations = None if self.pipeline else self.activations  # else each stage minds its own
         with nullcontext() if activations is None else activations.saving():
             return self.binding.forward(model, batch, sequence=self.sequence, states=states)

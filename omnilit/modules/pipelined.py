@@ -105,7 +105,7 @@ class PipelinedModel:
         self._schedule = config.pp_schedule
         self._batches: tuple[MicroBatch, ...] = ()
         self._on_last: OnLast | None = None
-        self._states: Sequence[Tensor] = ()
+        self._running: tuple[MicroBatch, Sequence[Tensor]] | None = None
         self._pipeline = Pipeline(
             {part.layers.number: _PartStage(self, part) for part in parts},
             num_stages=parts[0].layers.num_stages,
@@ -143,10 +143,23 @@ class PipelinedModel:
         assert self.has_last, "the last stage is on another rank"
         return self.parts[-1].model
 
-    @property
-    def states(self) -> Sequence[Tensor]:
-        """What the stages before the last one came to, while it runs."""
-        return self._states
+    def states_of(self, batch: MicroBatch) -> Sequence[Tensor]:
+        """What the stages before the last one came to for a micro-batch, while it runs.
+
+        Args:
+            batch: The one that `loss_of` was given, or one of the same tokens.
+
+        Raises:
+            OmniError: It is another one, which those stages have not seen.
+        """
+        if self._running is not None:
+            running, states = self._running
+            if batch.input_ids is running.input_ids and batch.bounds == running.bounds:
+                return states
+        raise OmniError(
+            "in a pipeline the model runs on the tokens of the micro-batch that loss_terms is "
+            "given, and on no others: the stages before the last one have not seen them"
+        )
 
     def train(self, window: StepWindow, loss_of: OnLast) -> Tensor:
         """Forward and backward of a whole step; gradients are added up and then reduced.
@@ -201,11 +214,11 @@ class PipelinedModel:
             if not part.layers.is_last:
                 return self._binding.pass_on(part.model, batch, states)
             assert self._on_last is not None
-            self._states = states
+            self._running = batch, states
             try:
                 return (self._on_last(batch).reshape(1).clone(),)  # torch detaches it in place
             finally:
-                self._states = ()
+                self._running = None
 
     def before_backward(self, part: Part, *, is_last: bool) -> None:
         """Reduce gradients behind the stage's last backward pass of a step, or behind each."""

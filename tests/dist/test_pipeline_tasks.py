@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from omnilit.callbacks.expert_load import ExpertLoad
-from omnilit.errors import ConfigError
+from omnilit.errors import ConfigError, OmniError
 from omnilit.modules import OmniDataModule, SFTModule
 from omnilit.testing import run_ranks
 from omnilit.types import LossTerm, MicroBatch, StepResult
@@ -129,6 +130,33 @@ def test_a_stage_may_have_nothing_to_train(folder, tmp_path):
             for mine, theirs in zip(steps, expected, strict=True):
                 check_step(mine, theirs)
                 assert mine.lr == theirs.lr  # of all groups, on every rank
+
+
+class OtherTokens(SFTModule):
+    """Asks the model about tokens that the first stage has not seen."""
+
+    @override
+    def loss_terms(self, batch: MicroBatch) -> dict[str, LossTerm]:
+        return super().loss_terms(replace(batch, input_ids=batch.input_ids.flip(1)))
+
+
+def train_other_tokens(folder: Path) -> str:
+    settings = {"accelerator": PP, "global_batch_size": 4, "max_steps": 2}
+    try:
+        training.train(
+            folder,
+            training.arguments(folder / "other", **settings),
+            module_class=OtherTokens,
+            data={"train_path": str(folder / "long.jsonl")},
+        )
+    except (OmniError, RuntimeError) as error:  # of the rank that waits: its peer has gone
+        return str(error)
+    return "nothing"
+
+
+def test_other_tokens_than_those_of_the_micro_batch_are_refused(folder, tmp_path):
+    _, last = run_ranks(train_other_tokens, 2, folder, tmp_path=tmp_path)
+    assert "on the tokens of the micro-batch that loss_terms is given, and on no others" in last
 
 
 def refusal(folder: Path, settings: dict[str, Any], *callbacks: Callback) -> str:
