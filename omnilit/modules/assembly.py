@@ -133,11 +133,10 @@ class AssembledModel:
         Raises:
             OmniError: In a pipeline, of other tokens than those of the micro-batch that runs.
         """
-        model, states = self.model, ()
-        if self.pipeline is not None:
-            states = self.pipeline.states_of(batch)
+        model, states, activations = self.model, (), self.activations
+        if self.pipeline is not None:  # which moves the activations of each stage itself
+            states, activations = self.pipeline.states_of(batch), None
             model = self.pipeline.last_model
-        activations = None if self.pipeline else self.activations  # else each stage minds its own
         with nullcontext() if activations is None else activations.saving():
             return self.binding.forward(model, batch, sequence=self.sequence, states=states)
 
