@@ -86,8 +86,8 @@ def reference() -> tuple[float, dict[int, Tensor]]:
             states = toy.run(states, number)
         total = total + states[0].sum()
     total.backward()
-    found = {toy.number: toy.layer.weight.grad for toy in toys}
-    return float(total.detach()), {number: grad for number, grad in found.items() if grad is not None}
+    found = {toy.number: grad for toy in toys if (grad := toy.layer.weight.grad) is not None}
+    return float(total.detach()), found
 
 
 def pipeline_of(schedule: str, per_rank: int, **settings: Any) -> Pipeline:

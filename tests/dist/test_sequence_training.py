@@ -15,7 +15,6 @@ from omnilit.modules.datamodule import _Reducer
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.testing import run_ranks
 from omnilit.types import StepResult
-from tests.helpers import training
 from tests.helpers.bad_records import write_bad_records
 from tests.helpers.layouts import DDP
 from tests.helpers.tasks import check_run, check_step, run_task, run_tasks, write_task
