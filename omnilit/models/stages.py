@@ -22,8 +22,11 @@ from omnilit.models.weight_report import listed
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 KEY: Final = f"{ACCELERATOR}.pp_size"
 FIX: Final = "leave pp_size out, or train another model"
-# What a family's own code may raise where it looks for its layers
-FAILURES: Final = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+# What a family's own code may raise where it finds no layer, or what it expects of one
+FAILURES: Final = (
+    *(AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 PROBE: Final = (1, 4)  # batch and tokens that tell whether a stage passes on what it is given
 
 

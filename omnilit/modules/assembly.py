@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -32,7 +33,7 @@ from omnilit.models.recompute import enable_recomputation
 from omnilit.models.sequence import split_attention
 from omnilit.models.tensor_parallel import fit_kernels, split_model
 from omnilit.models.weights import Delivery, gather_weights, load_buffers, load_weights
-from omnilit.modules.pipelined import PipelinedModel, cut_into_parts, output_policy
+from omnilit.modules.pipelined import Part, PipelinedModel, cut_into_parts, output_policy
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_experts, shard_model
 from omnilit.parallel.mesh import Topology
@@ -189,9 +190,8 @@ def assemble_shards(
     enable_recomputation(model, train.gradient_checkpointing)
     blocks = decoder_blocks(model)
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
-    held = set(model.modules())
-    experts = [module for module in experts if module in held]
-    _shard_experts(experts, request.fsdp, precision, topology)
+    held = [module for module in model.modules() if module in experts]
+    _shard_experts(held, request.fsdp, precision, topology)
     units = sharding_units(model, leaves_rest=not parts)
     shard_model(
         *([part.model for part in parts] or [model]),
@@ -204,19 +204,30 @@ def assemble_shards(
         offload=request.fsdp.offload,
     )
     activations = _offload_activations(model, request.offload, topology)
-    pipeline = None
-    if parts:
-        pipeline = PipelinedModel(
-            parts,
-            binding=binding,
-            topology=topology,
-            config=request.accelerator,
-            dtype=precision.compute,
-            saving=nullcontext if activations is None else activations.saving,
-        )
+    pipeline = _run_stages(parts, request, topology, binding, precision, activations)
     sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
     return AssembledModel(
         model, kernels, binding, precision, flops, compilation, activations, sequence, pipeline
+    )
+
+
+def _run_stages(
+    parts: Sequence[Part],
+    request: ModelRequest,
+    topology: Topology,
+    binding: Binding,
+    precision: Precision,
+    activations: ActivationOffload | None,
+) -> PipelinedModel | None:
+    if not parts:
+        return None
+    return PipelinedModel(
+        parts,
+        binding=binding,
+        topology=topology,
+        config=request.accelerator,
+        dtype=precision.compute,
+        saving=nullcontext if activations is None else activations.saving,
     )
 
 
