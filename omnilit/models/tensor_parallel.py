@@ -70,7 +70,7 @@ def split_model(model: PreTrainedModel, mesh: DeviceMesh, *, with_experts: bool 
     """
     if mesh.size() == 1:
         return
-    plan = _read_plan(model, with_experts=with_experts)
+    plan = read_plan(model, with_experts=with_experts)
     if problems := _unsplittable(model, plan, mesh.size()):
         raise ConfigError.of(problems)
     group, modules = mesh.get_group(), dict(model.named_modules())
@@ -88,8 +88,13 @@ def split_model(model: PreTrainedModel, mesh: DeviceMesh, *, with_experts: bool 
     apply_tensor_parallelism(model, mesh, plan)
 
 
-def _read_plan(model: PreTrainedModel, *, with_experts: bool) -> dict[str, str]:
-    """Style by the name of each module and parameter, without embeddings and head."""
+def read_plan(model: PreTrainedModel, *, with_experts: bool) -> dict[str, str]:
+    """Style by the name of each module and parameter, without embeddings and head.
+
+    Args:
+        model: Split already or not.
+        with_experts: See `split_model`.
+    """
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     ours = plan_of(model.config.get_text_config())
     plan = _expand(model, {**{prefix + name: ours[name] for name in ours}, **model.tp_plan})

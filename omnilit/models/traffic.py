@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 
 from omnilit.config.parallel_sizes import ParallelSizes
 from omnilit.models.attention import is_attention
+from omnilit.models.fit import ModelNumbers
+from omnilit.models.tensor_traffic import TokenTraffic, token_traffic
 from omnilit.parallel.shards import HeldUnit
 
 SUM_BYTES: Final = 4  # of an element of the sums that a ring hands on: float32
@@ -39,6 +41,8 @@ class ModelWidths:
         top_k: Experts that a token is sent to.
         attentions: Layers of attention.
         expert_layers: Layers of experts.
+        splits_heads: Tensor parallelism divides attention by heads.
+        split: What it sends of a token.
     """
 
     hidden: int
@@ -49,10 +53,17 @@ class ModelWidths:
     top_k: int
     attentions: int
     expert_layers: int
+    splits_heads: bool
+    split: TokenTraffic
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelWidths:
-        """Read a model's configuration, and count what it holds; the meta device will do."""
+    def of(cls, model: PreTrainedModel, sizes: ParallelSizes) -> ModelWidths:
+        """Read a model's configuration, and count what it holds.
+
+        Args:
+            model: On the meta device or real.
+            sizes: Resolved.
+        """
         config = model.config.get_text_config(decoder=True)
         layers = [module for module in model.modules() if is_attention(module)]
         plain = getattr(layers[0], "head_dim", 0) if layers else 0
@@ -65,6 +76,10 @@ class ModelWidths:
             top_k=getattr(config, "num_experts_per_tok", None) or 0,
             attentions=len(layers),
             expert_layers=sum(map(_holds_experts, model.modules())),
+            splits_heads=ModelNumbers.of(model.config).is_attention_split,
+            split=token_traffic(model, with_experts=sizes.ep_size == 1)
+            if sizes.tp_size > 1
+            else TokenTraffic(),
         )
 
 
@@ -148,7 +163,7 @@ def step_traffic(
         *_expert_traffic(widths, sizes, step),
         *_ulysses_traffic(widths, sizes, step),
         *_context_traffic(widths, sizes, step),
-        *_tensor_traffic(widths, sizes, step),
+        *_tensor_traffic(widths, sizes, step, stage),
         *_stage_traffic(widths, sizes, step, stage),
     ]
     return [traffic for traffic in found if traffic.ranks > 1]
@@ -204,7 +219,8 @@ def _expert_traffic(
 
 def _attention_heads(widths: ModelWidths, sizes: ParallelSizes) -> tuple[int, int]:
     """Heads that a rank holds before Ulysses, keys and values repeated to be divided by it."""
-    heads, kv_heads = widths.heads // sizes.tp_size, widths.kv_heads // sizes.tp_size
+    tp_size = sizes.tp_size if widths.splits_heads else 1
+    heads, kv_heads = widths.heads // tp_size, widths.kv_heads // tp_size
     return heads, lcm(kv_heads, sizes.ulysses_size)
 
 
@@ -240,19 +256,15 @@ def _context_traffic(
 
 
 def _tensor_traffic(
-    widths: ModelWidths, sizes: ParallelSizes, step: StepShape
+    widths: ModelWidths, sizes: ParallelSizes, step: StepShape, stage: int
 ) -> Iterator[Traffic]:
-    """One sum behind attention and one behind the rest of a block, in backward before each.
-
-    Where experts are spread too, each rank sends its share of the tokens and the shares are
-    gathered, which is half a sum. Embedding and head take one sum each a micro-batch.
-    """
+    """What blocks send, and a sum a micro-batch behind the embedding and one before the head."""
     ranks = sizes.tp_size
-    states = _local_tokens(sizes, step) * widths.hidden * step.compute_bytes * (ranks - 1) / ranks
-    gathered = widths.expert_layers if sizes.ep_size > 1 else 0
-    halves = 4 * widths.attentions - gathered
-    sent = states * (halves * step.passes + 4 * step.micro_batches)
-    yield Traffic("tp", "all-reduce hidden states", ranks, sent)
+    ends = 2 * widths.hidden * ((stage == 0) + (stage == sizes.pp_size - 1))
+    blocks = widths.split.forward * step.forwards + widths.split.backward * step.micro_batches
+    elements = _local_tokens(sizes, step) * (blocks + ends * step.micro_batches)
+    sent = elements * step.compute_bytes * (ranks - 1) / ranks
+    yield Traffic("tp", "gather and sum hidden states", ranks, sent)
 
 
 def _stage_traffic(

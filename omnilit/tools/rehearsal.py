@@ -130,7 +130,7 @@ def rehearse(request: ModelRequest, *, world_size: int, rank: int, tokens: int) 
         step = _step_shape(request, assembled, topology.sizes, tokens)
         traffic = step_traffic(
             units,
-            ModelWidths.of(assembled.model),
+            ModelWidths.of(assembled.model, topology.sizes),
             topology.sizes,
             step,
             stage=topology.pp_rank,

@@ -6,10 +6,11 @@ from collections import Counter
 from typing import Any
 
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import TorchDispatchMode
 
-GATHER, SCATTER, SUM = "gather", "reduce-scatter", "all-reduce"
+GATHER, SCATTER, SUM, EXCHANGE = "gather", "reduce-scatter", "all-reduce", "all-to-all"
 
 
 class SentBytes(TorchDispatchMode):
@@ -22,7 +23,7 @@ class SentBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        name = func.name().removeprefix("c10d::")
+        name = func.name().removeprefix("c10d::").removeprefix("_c10d_functional::")
         if name == "_allgather_base_":
             whole, part, *_ = args
             self._add(GATHER, part, whole.numel() // part.numel(), 1.0)
@@ -33,6 +34,17 @@ class SentBytes(TorchDispatchMode):
             (tensor,), group, *_ = args
             size = ProcessGroup.unbox(group).size()
             self._add(SUM, tensor, size, 2 / size)
+        elif name == "all_reduce":
+            tensor, _, group = args
+            size = _resolve_process_group(group).size()
+            self._add(SUM, tensor, size, 2 / size)
+        elif name == "all_gather_into_tensor":
+            part, size, _ = args
+            self._add(GATHER, part, size, 1.0)
+        elif name == "alltoall_base_":
+            _, tensor, group, *_ = args
+            size = ProcessGroup.unbox(group).size()
+            self._add(EXCHANGE, tensor, size, 1 / size)
         return func(*args, **(kwargs or {}))
 
     def _add(self, what: str, tensor: Tensor, ranks: int, share: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from omnilit.config.parallel_sizes import ParallelSizes
+from omnilit.models.tensor_traffic import TokenTraffic, token_traffic
 from omnilit.models.traffic import ModelWidths, StepShape, Traffic, step_traffic
 from tests.helpers.models import tiny
 
@@ -20,6 +21,8 @@ WIDTHS = ModelWidths(
     top_k=2,
     attentions=3,
     expert_layers=2,
+    splits_heads=True,
+    split=TokenTraffic(forward=200, backward=600),
 )
 # 5 micro-batches of 96 tokens in bfloat16: each block runs 5 times forward and 5 times backward
 STEP = StepShape(
@@ -33,9 +36,11 @@ STEP = StepShape(
 ONE = ParallelSizes(dp_replicate_size=1, dp_shard_size=1)
 
 
-def sent(step: StepShape = STEP, stage: int = 0, **sizes: int) -> dict[str, float]:
+def sent(
+    step: StepShape = STEP, stage: int = 0, widths: ModelWidths = WIDTHS, **sizes: int
+) -> dict[str, float]:
     chosen = replace(ONE, **sizes)
-    found: list[Traffic] = step_traffic([], WIDTHS, chosen, step, stage=stage)
+    found: list[Traffic] = step_traffic([], widths, chosen, step, stage=stage)
     return {one.axis: one.sent for one in found}
 
 
@@ -76,17 +81,42 @@ def test_behind_ulysses_a_rank_gathers_its_heads_alone():
     assert sent(cp_size=2, ulysses_size=2)["cp"] == own * 10 * 3
 
 
-def test_tensor_parallel_ranks_sum_twice_a_block_and_for_embedding_and_head():
-    states = 96 * 64 * 2
-    sums = 2 * 3 * 10 + 2 * 5
-    assert sent(tp_size=2) == {"tp": 2 * states / 2 * sums}
+@pytest.mark.parametrize(("stage", "ends"), [(0, 1), (1, 0), (2, 1)])
+def test_tensor_parallel_ranks_send_what_blocks_say_and_for_embedding_and_head(stage, ends):
+    # 200 elements of a token in each of 5 runs forward, 600 in backward, two sums in a step's 5
+    elements = 96 * (200 * 5 + 600 * 5 + ends * 2 * 64 * 5)
+    assert sent(tp_size=2, pp_size=3, stage=stage)["tp"] == elements * 2 / 2
+    assert sent(tp_size=2)["tp"] == 96 * (200 * 5 + 600 * 5 + 2 * 2 * 64 * 5) * 2 / 2
 
 
-def test_spread_experts_gather_where_a_tensor_parallel_block_sums():
-    states = 96 * 64 * 2 / 2
+def test_spread_experts_get_each_token_from_one_of_its_ranks():
     found = sent(tp_size=2, ep_size=2)
-    assert found["tp"] == states * ((4 * 3 - 2) * 10 + 4 * 5)
     assert found["ep"] == 96 / 2 * 2 * 64 * 2 / 2 * 2 * 10 * 2
+
+
+def test_heads_that_are_not_split_are_exchanged_by_every_rank():
+    whole = replace(WIDTHS, splits_heads=False)
+    exchanged = 48 * (8 + 2) * (16 + 16) * 2 / 2 * 10 * 3
+    assert sent(widths=whole, tp_size=2, ulysses_size=2)["ulysses"] == exchanged
+    assert sent(tp_size=2, ulysses_size=2)["ulysses"] == 48 * (4 + 2) * (16 + 16) * 2 / 2 * 10 * 3
+
+
+@pytest.mark.parametrize(
+    ("family", "with_experts", "forward", "backward"),
+    [
+        # rows: outputs of two matrices a layer; columns: inputs of q, k, v, gate and up
+        ("qwen3", True, 2 * 2 * 2 * 64, 2 * 5 * 2 * 64),
+        # experts: their output; their input and the weights of 2 experts
+        ("qwen3_moe", True, 2 * 2 * 2 * 64, 2 * (3 * 2 * 64 + 2 * (64 + 2))),
+        # shares of tokens are gathered, and so are the gradients of theirs
+        ("qwen3_moe", False, 2 * (2 * 64 + 64), 2 * (3 * 2 * 64 + 64)),
+        # whole attention; one dense layer, one of experts beside one that all tokens share
+        ("deepseek_v3", True, (1 + 2) * 2 * 64, 2 * 2 * 64 + 2 * (64 + 2) + 2 * 2 * 64),
+    ],
+)
+def test_a_token_costs_what_the_plan_splits(family, with_experts, forward, backward):
+    found = token_traffic(tiny(family), with_experts=with_experts)
+    assert (found.forward, found.backward) == (forward, backward)
 
 
 @pytest.mark.parametrize(("stage", "ways"), [(0, 1), (1, 2), (2, 1)])
@@ -112,7 +142,7 @@ def test_recomputing_sends_what_a_forward_sends_once_more():
     [("qwen3", 2, 16, 16, 0), ("qwen3_moe", 2, 16, 16, 2), ("deepseek_v3", 4, 24, 16, 1)],
 )
 def test_widths_are_those_of_the_model(family, kv_heads, key_width, value_width, experts):
-    found = ModelWidths.of(tiny(family))
+    found = ModelWidths.of(tiny(family), ONE)
     assert (found.hidden, found.heads, found.kv_heads) == (64, 4, kv_heads)
     assert (found.key_width, found.value_width) == (key_width, value_width)
     assert (found.attentions, found.expert_layers) == (2, experts)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,12 @@ from omnilit.config import (
 )
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
+from omnilit.models.sequence import layout_of
 from omnilit.modules.assembly import ModelRequest, assemble_shards
 from omnilit.parallel.fsdp import set_gradient_sync, set_resharding
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.parallel.pretend import pretend_ranks
+from omnilit.parallel.sequence import split_sequence
 from omnilit.tools import env
 from omnilit.tools.rehearsal import Rehearsal, rehearse
 from omnilit.tools.rehearsal_view import describe
@@ -124,7 +129,8 @@ def test_tensor_parallelism_divides_matrices_and_copies_norms():
     assert own(found) == (DENSE - norms) // 4 + norms // 2
     assert {(p.axis, p.ranks) for p in found.parameters} == {("fsdp", 2)}
     sent = {one.axis: one.sent for one in found.traffic}
-    assert sent["tp"] == 128 * HIDDEN * 4 / 2 * (4 * LAYERS * 2 + 4)
+    # outputs of two matrices in forward, inputs of five in backward, embedding and head
+    assert sent["tp"] == 128 * HIDDEN * 4 / 2 * 2 * (LAYERS * (2 + 5) + 2)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
@@ -187,12 +193,39 @@ def test_a_real_step_sends_what_the_formulas_say(fsdp, reshard_after_forward, si
     asked = request(fsdp=options, over={"global_batch_size": 12}, **sizes)
     found = run(asked, world_size=6)
     expected = {(one.what.split()[0], one.ranks): one.sent for one in found.traffic}
-    assert send_of_a_step(asked, world_size=6, micro_batches=2) == pytest.approx(expected)
+    sent = send_of_a_step(asked, world_size=6, micro_batches=2)
+    assert {what for what, _ in sent} <= {GATHER, SCATTER, SUM}
+    assert sent == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("qwen3", {"tp_size": 2}),
+        ("qwen3_moe", {"tp_size": 2}),
+        ("deepseek_v3", {"tp_size": 2}),  # attention stays whole, experts that all tokens share
+        ("deepseek_v2", {"tp_size": 2}),
+        ("phi3", {"tp_size": 2}),  # joined projections, whose outputs are gathered
+        ("gpt_oss", {"tp_size": 2}),
+        ("qwen3", {"ulysses_size": 4}),
+        ("deepseek_v3", {"tp_size": 2, "ulysses_size": 2}),
+        ("qwen3", {"tp_size": 2, "ulysses_size": 2}),
+        ("qwen3", {"cp_size": 2}),
+        ("qwen3", {"cp_size": 2, "ulysses_size": 2}),
+    ],
+)
+def test_activations_of_a_real_step_are_as_many_as_the_formulas_say(family, sizes):
+    asked = request(family, **sizes)
+    world_size, lengths = math.prod(sizes.values()), [60, 4]
+    found = run(asked, world_size=world_size, tokens=sum(lengths))
+    sent = send_of_a_step(asked, world_size=world_size, micro_batches=1, lengths=lengths)
+    # but for norms and shared biases, and what the head adds up of two tokens without a label
+    assert sum(sent.values()) == pytest.approx(sum(one.sent for one in found.traffic), rel=0.02)
 
 
 def send_of_a_step(
-    asked: ModelRequest, *, world_size: int, micro_batches: int
-) -> dict[tuple[str, int], int]:
+    asked: ModelRequest, *, world_size: int, micro_batches: int, lengths: Sequence[int] = (9, 7)
+) -> Counter[tuple[str, int]]:
     """Run a step on the CPU with ranks that do not exist; the values mean nothing."""
     with pretend_ranks(world_size, rank=0):
         device = torch.device("cpu")
@@ -209,9 +242,10 @@ def send_of_a_step(
                 is_last = index == micro_batches - 1
                 set_gradient_sync(assembled.model, is_on=is_last or each)
                 set_resharding(assembled.model, is_on=is_last or not keeps)
-                assembled.forward(packed_batch([9, 7])).token_losses.sum().backward()
-    assert {what for what, _ in counted.sent} <= {GATHER, SCATTER, SUM}
-    return dict(counted.sent)
+                batch = packed_batch(lengths, keep=1.0)
+                part = split_sequence(batch, layout_of(topology), topology.sequence_rank)
+                assembled.forward(part).token_losses.sum().backward()
+    return counted.sent
 
 
 def test_what_does_not_divide_is_told_with_what_comes_of_it():
