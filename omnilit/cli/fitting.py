@@ -16,6 +16,7 @@ from omnilit.models.build import load_model_config
 from omnilit.models.fit import ModelNumbers, divides_model, fit_problems
 from omnilit.models.sequence_fit import sequence_problems
 from omnilit.models.stages import find_uncut
+from omnilit.models.tensor_parallel import find_unsplit
 
 MODEL: Final = ("model.config_path", "model.model_path", "model.trust_remote_code")
 
@@ -49,6 +50,13 @@ def judge(view: View, config: PretrainedConfig) -> list[Problem]:
     """
     sizes = sizes_of(view)
     found = fit_problems(sizes, ModelNumbers.of(config), stages_per_rank=view[PER_RANK])
+    if sizes.tp_size > 1 and not found:
+        found += find_unsplit(
+            config,
+            tp_size=sizes.tp_size,
+            with_experts=sizes.ep_size == 1,
+            trust_remote_code=view[MODEL[-1]],
+        )
     if sizes.pp_size > 1 and not found:
         found += find_uncut(config, trust_remote_code=view[MODEL[-1]])
     split = AcceleratorConfig(

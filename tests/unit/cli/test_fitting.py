@@ -59,3 +59,15 @@ def test_how_sequences_are_split_is_held_against_the_model(tmp_path: Path):
     found = misfits({CONFIG: str(tmp_path), ULYSSES: 2, ASYNC: True, **ring})
     assert [problem.partition(":")[0] for problem in found] == [ASYNC, METHOD]
     assert misfits({CONFIG: str(tmp_path), ULYSSES: 2, ASYNC: True}, (ASYNC,)) == []
+
+
+def test_matrices_that_do_not_split_evenly_are_told_before_anything_starts(tmp_path: Path):
+    tp_size, ep_size = "train.accelerator.tp_size", "train.accelerator.ep_size"
+    tiny_config("llama", intermediate_size=97).save_pretrained(tmp_path / "dense")
+    first, *_ = misfits({CONFIG: str(tmp_path / "dense"), tp_size: 2})
+    beginning = f"{tp_size}: 2 ranks cannot split dimension 0 of gate_proj.weight (97 entries)"
+    assert first.startswith(beginning)
+    tiny_config("qwen3_moe", moe_intermediate_size=33).save_pretrained(tmp_path / "experts")
+    asked = {CONFIG: str(tmp_path / "experts"), tp_size: 2}
+    assert "experts.gate_up_proj (66 entries, 2 matrices)" in misfits(asked)[0]
+    assert misfits({**asked, ep_size: 2}) == []
