@@ -161,30 +161,25 @@ def copy_overlap(parameter: Tensor, piece: Tensor, box: Box) -> None:
     """
     if parameter.is_meta or (own := own_part(parameter)) is None:
         return
-    to: list[_Span] = []
-    of: list[_Span] = []
-    for held, cut in zip(own, box, strict=True):
-        if (overlap := _overlap(held, cut)) is None:
-            return
-        to.append(overlap[0])
-        of.append(overlap[1])
+    overlaps = [_overlap(held, cut) for held, cut in zip(own, box, strict=True)]
     with torch.no_grad():
         local = local_part(parameter)
-        local[tuple(to)] = piece[tuple(of)].to(local.device, local.dtype)
+        for runs in product(*overlaps):
+            to, of = (tuple(run[side] for run in runs) for side in (0, 1))
+            local[to].copy_(piece[of])  # views alone: positions would copy the piece once more
 
 
-_Span: TypeAlias = slice | Tensor
-
-
-def _overlap(own: _Span, cut: slice) -> tuple[_Span, _Span] | None:
-    """What one dimension of a part and of a box share, counted from the start of each."""
+def _overlap(own: slice | Tensor, cut: slice) -> list[tuple[slice, slice]]:
+    """What one dimension of a part and of a box share, counted from the start of each, by runs."""
     if isinstance(own, Tensor):
         (places,) = ((own >= cut.start) & (own < cut.stop)).nonzero(as_tuple=True)
-        return (places, own[places] - cut.start) if len(places) else None
+        ends = ((own[places].diff() != 1).nonzero()[:, 0] + 1).tolist()
+        runs = places.tensor_split(ends) if len(places) else ()
+        firsts = [(int(run[0]), int(own[run[0]]) - cut.start, len(run)) for run in runs]
+        return [(slice(to, to + n), slice(of, of + n)) for to, of, n in firsts]
     start, stop = max(own.start, cut.start), min(own.stop, cut.stop)
-    if start >= stop:
-        return None
-    return slice(start - own.start, stop - own.start), slice(start - cut.start, stop - cut.start)
+    to, of = (slice(start - first, stop - first) for first in (own.start, cut.start))
+    return [(to, of)] if start < stop else []
 
 
 def fill(

@@ -20,9 +20,11 @@ from omnilit.models.build import build_meta
 from omnilit.models.stored_weights import read_own_weights
 from omnilit.models.weights import Delivery, gather_weights, load_weights, materialize
 from omnilit.parallel.fsdp import shard_model
+from omnilit.parallel.local import local_part
 from omnilit.parallel.materialize import fill
 from omnilit.testing import run_ranks
 from tests.helpers.models import tiny, tiny_config
+from tests.helpers.spread import spread, topology_of
 
 pytestmark = pytest.mark.dist
 CPU = torch.device("cpu")
@@ -34,6 +36,11 @@ FAMILIES = {
 }
 EXPERT = 64 * 64 * 4  # bytes of the fused gate and up projection of one
 CHUNK = EXPERT // 4
+AXES = {
+    "experts": {"ep_size": 2},
+    "matrices": {"tp_size": 2},
+    "both": {"ep_size": 2, "tp_size": 2},
+}
 
 
 def config_of(family):
@@ -123,6 +130,19 @@ def measure_peaks(folder):
     return found
 
 
+def peaks_of_axes(folder):
+    """The same under axes that cut a model in other ways, sent in chunks."""
+    found = {}
+    for name, sizes in AXES.items():
+        model = build_meta(config_of("experts"), dtype=torch.float32)
+        spread(model, topology_of(**sizes))
+        with LiveBytes() as live:
+            load(folder, "experts", model, delivery=Delivery(max_bytes=CHUNK))
+        own = sum(local_part(t).nbytes for t in (*model.parameters(), *model.buffers()))
+        found[name] = live.peak - own
+    return found
+
+
 class Torn:
     """Values of which the second half cannot be read."""
 
@@ -142,7 +162,7 @@ def receive_torn():
 
 
 def measure_and_tear(folder):
-    return measure_peaks(folder), receive_torn()
+    return measure_peaks(folder), receive_torn(), peaks_of_axes(folder)
 
 
 def test_no_rank_but_the_first_needs_more_than_its_part_and_one_chunk(tmp_path):
@@ -154,7 +174,9 @@ def test_no_rank_but_the_first_needs_more_than_its_part_and_one_chunk(tmp_path):
         assert second[0][is_drawn, None] >= 8 * EXPERT  # whole, all experts of a layer
     # rank 0 reads one expert's two tensors, stacks and joins them, and sends of that chunk by chunk
     assert first[0][False, CHUNK] <= 4 * EXPERT + 2 * CHUNK + small
-    for _, received in (first, second):
+    # where a rank's rows are not of one piece, their positions are listed on the way
+    assert all(peak <= CHUNK + 2 * small for peak in second[2].values()), second[2]
+    for received in (first[1], second[1]):
         assert received[:2] == [[1, 1]] * 2  # the piece before the error
         assert received[2:] != [[1, 1]] * 2
 
