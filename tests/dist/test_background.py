@@ -23,7 +23,6 @@ pytestmark = pytest.mark.dist
 CPU = torch.device("cpu")
 
 
-
 def snapshot_of(model, optimizer):
     return take_snapshot(
         models={"model": model},

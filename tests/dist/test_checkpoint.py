@@ -148,9 +148,7 @@ def save_what_one_rank_cannot_pickle(odd_rank):
 
 @pytest.mark.parametrize("odd_rank", [0, 1])
 def test_an_error_that_is_not_ours_ends_the_save_on_all_ranks(odd_rank, tmp_path):
-    said = run_ranks(
-        save_what_one_rank_cannot_pickle, 2, odd_rank, tmp_path=tmp_path, timeout_s=20
-    )
+    said = run_ranks(save_what_one_rank_cannot_pickle, 2, odd_rank, tmp_path=tmp_path, timeout_s=20)
     (own, reason), (other, told) = said[odd_rank], said[1 - odd_rank]
     assert (own != "OmniError", other) == (True, "OmniError")
     assert told == f"rank {odd_rank} failed: {own}: {reason}"

@@ -65,7 +65,9 @@ def check_values(folder: Path) -> int:
                     found = held(family, sizes, over, path=source, delivery=delivery)
                     assert all(torch.equal(t, expected[n]) for n, t in found.items()), family
                     num_compared += len(found)
-    odd = dict(initial_tensors(build_meta(tiny_config("qwen3_moe", **ODD), dtype=torch.float32), seed=5))
+    odd = dict(
+        initial_tensors(build_meta(tiny_config("qwen3_moe", **ODD), dtype=torch.float32), seed=5)
+    )
     found = held("qwen3_moe", INSIDE, ODD, path=None)
     assert all(torch.equal(tensor, odd[name]) for name, tensor in found.items())
     return num_compared + len(found)

@@ -16,8 +16,8 @@ from omnilit.callbacks.layer_norms import LayerGradNorms
 from omnilit.callbacks.startup import parameter_rows
 from omnilit.testing import run_ranks
 from tests.helpers import training
-from tests.helpers.layouts import Watcher
 from tests.helpers.gradients import compare
+from tests.helpers.layouts import Watcher
 from tests.helpers.tokenizers import build_tokenizer
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]

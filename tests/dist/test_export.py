@@ -96,14 +96,16 @@ def test_assets_without_a_tokenizer_are_refused_as_such(trained, tmp_path):
     (tmp_path / "model").mkdir()
     config = (trained / "model" / "config.json").read_text()
     (tmp_path / "model" / "config.json").write_text(config)
-    with pytest.raises(ConfigError, match="--assets: .*model holds no vocabulary of a tokenizer"):
+    with pytest.raises(ConfigError, match=r"--assets: .*model holds no vocabulary of a tokenizer"):
         run([str(trained / "run"), str(tmp_path / "out"), "--assets", str(tmp_path / "model")])
 
 
 def test_a_checkpoint_that_does_not_say_its_type_needs_one(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("omnilit.checkpoint.offline.read_meta", lambda _: {})
     folder = step_folder(trained / "run", 4)
-    with pytest.raises(ConfigError, match="--dtype: .* does not say in which type its run exports"):
+    with pytest.raises(
+        ConfigError, match=r"--dtype: .* does not say in which type its run exports"
+    ):
         export_checkpoint(folder, tmp_path / "out", assets=trained / "model")
     export_checkpoint(folder, tmp_path / "out", assets=trained / "model", dtype="float16")
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:

@@ -258,17 +258,17 @@ def test_gradients_reduced_each_time_never_stand_whole_on_a_rank(offload, tmp_pa
                 torch.testing.assert_close(gradient, parameter.grad)
 
 
-class Unsent(Exception):
+class UnsentError(Exception):
     """In place of a reduction that no backend here can do."""
 
 
 def test_gradients_in_host_memory_are_summed_by_the_backend_of_the_device(monkeypatch):
     def refuse(tensor, group):
-        raise Unsent(f"{tensor.device.type} over {group}")
+        raise UnsentError(f"{tensor.device.type} over {group}")
 
     monkeypatch.setattr(dist, "all_reduce", refuse)
     mesh: Any = SimpleNamespace(device_type="meta", ndim=1, get_group=lambda dim: f"dim {dim}")
-    with pytest.raises(Unsent, match="meta over dim 0"):
+    with pytest.raises(UnsentError, match="meta over dim 0"):
         _sum_over(torch.ones(3), mesh)
 
 

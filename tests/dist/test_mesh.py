@@ -73,7 +73,12 @@ def described() -> tuple[Any, ...]:
 
 def test_a_topology_says_where_its_rank_stands(tmp_path: Path):
     found = run_ranks(described, 4, tmp_path=tmp_path)
-    assert [ranks for ranks, *_ in found] == [(0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (0, 1, 1, 0)]
+    assert [ranks for ranks, *_ in found] == [
+        (0, 0, 0, 0),
+        (0, 0, 1, 0),
+        (0, 1, 0, 0),
+        (0, 1, 1, 0),
+    ]
     assert [is_first for _, _, is_first, _ in found] == [True, False, False, False]
     _, sizes, _, (header, rows) = found[3]
     assert sizes == (1, 2)

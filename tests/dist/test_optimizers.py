@@ -223,9 +223,7 @@ def run_anyprecision(folder: Path, out: str, step: int | None) -> tuple[Any, Any
 def resume_with_adamw(folder: Path) -> str:
     settings = training.arguments(folder / "other", max_steps=4, global_batch_size=2)
     with pytest.raises(ConfigError) as caught:
-        training.train(
-            folder, settings, load_path=folder / "any" / "checkpoints" / "global_step_2"
-        )
+        training.train(folder, settings, load_path=folder / "any" / "checkpoints" / "global_step_2")
     return str(caught.value)
 
 

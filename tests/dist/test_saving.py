@@ -77,7 +77,7 @@ def fit_on_a_full_disk(folder, save_steps):
     steps = training.StepLog()
     checkpoint = {"save_steps": save_steps, "save_async": True}
     arguments = training.arguments(Path(folder) / "run", checkpoint=checkpoint, max_steps=4)
-    with pytest.raises(CheckpointError, match="not saved in the background: .*No space left"):
+    with pytest.raises(CheckpointError, match=r"not saved in the background: .*No space left"):
         training.train(Path(folder), arguments, callbacks=(steps,))
     return [result.step for result in steps.results]
 

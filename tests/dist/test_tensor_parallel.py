@@ -142,8 +142,14 @@ def train_with_everything_bound():
     SWIGLU.register("ours", "omnilit.kernels.swiglu:eager")
     ROTARY.register("ours", "omnilit.kernels.rope:eager")
     MOE.register("ours", "omnilit.kernels.moe:eager")
-    dense: dict[str, Any] = {"swiglu_mlp_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
-    experts: dict[str, Any] = {"moe_implementation": "ours", "rotary_pos_emb_implementation": "ours"}
+    dense: dict[str, Any] = {
+        "swiglu_mlp_implementation": "ours",
+        "rotary_pos_emb_implementation": "ours",
+    }
+    experts: dict[str, Any] = {
+        "moe_implementation": "ours",
+        "rotary_pos_emb_implementation": "ours",
+    }
     ops = {"llama": dense, "qwen3_moe": experts}
     return {
         family: train_split(family, {"ops": OpsImplementationConfig(**fields)}, **TP)
@@ -214,7 +220,14 @@ def sizes_of_parts():
 
 
 # Plain weights of every rank: norms, routers, and biases that are added to a sum over ranks
-WHOLE = ("norm.weight", "router.weight", "router.bias", "gate.weight", "o_proj.bias", "down_proj_bias")
+WHOLE = (
+    "norm.weight",
+    "router.weight",
+    "router.bias",
+    "gate.weight",
+    "o_proj.bias",
+    "down_proj_bias",
+)
 
 
 def test_every_rank_holds_half_of_each_matrix_and_all_logits_when_asked(tmp_path):

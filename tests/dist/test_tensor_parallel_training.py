@@ -33,10 +33,14 @@ def run(folder: Path, out: str, over: dict[str, Any], step: int | None) -> dict[
 
 
 def is_like(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    for mine, theirs in zip(found["numbers"], expected["numbers"][-len(found["numbers"]) :], strict=True):
+    for mine, theirs in zip(
+        found["numbers"], expected["numbers"][-len(found["numbers"]) :], strict=True
+    ):
         assert (mine[0], mine[3]) == (theirs[0], theirs[3])
         assert mine[1:3] == pytest.approx(theirs[1:3], rel=1e-5)
-    for mine, theirs in zip(found["losses"], expected["losses"][-len(found["losses"]) :], strict=True):
+    for mine, theirs in zip(
+        found["losses"], expected["losses"][-len(found["losses"]) :], strict=True
+    ):
         assert mine == pytest.approx(theirs, rel=1e-5)
     assert found["eval"] == pytest.approx(expected["eval"], rel=1e-5)
 
