@@ -125,7 +125,9 @@ def rehearse(request: ModelRequest, *, world_size: int, rank: int, tokens: int) 
         assembled = assemble_shards(request, topology=topology, machine=machine)
         units = tuple(unit for part in assembled.parts for unit in held_units(part))
         gradients = _set_gradients(assembled.model)
-        optimizer = build_optimizer(assembled.model, request.train.optimizer)
+        # which parameters decay changes no byte, and of a pattern other stages may have the match
+        plain = replace(request.train.optimizer, no_decay_modules=[], no_decay_params=[])
+        optimizer = build_optimizer(assembled.model, plain)
         optimizer.step()
         step = _step_shape(request, assembled, topology.sizes, tokens)
         traffic = step_traffic(

@@ -151,6 +151,12 @@ def test_stages_hold_a_model_between_them(family, schedule):
         assert sent == ways * 128 * HIDDEN * 4
 
 
+def test_a_pattern_that_matches_in_another_stage_is_fine():
+    optimizer = OptimizerConfig(no_decay_params=["lm_head"])
+    ranks = [run(request(pp_size=2, optimizer=optimizer), 2, rank=rank) for rank in range(2)]
+    assert all(found.moment_bytes > 8 * own(found) for found in ranks)
+
+
 def test_what_is_offloaded_is_said_to_be_in_host_memory():
     text = describe(run(request(fsdp={"offload": True}), world_size=2))
     assert "what it holds in host memory" in text
