@@ -28,8 +28,15 @@ def test_a_device_that_is_not_there_is_refused(device):
 
 def test_cpu_features_are_read_from_the_flags(tmp_path):
     file = tmp_path / "cpuinfo"
-    file.write_text("model name : x\nflags\t\t: fpu avx512_bf16 amx_tile\n")
-    assert _read_cpu_features(file) == {"avx512_bf16"}
+    one = "vendor_id\t: {}\nmodel name : x\nflags\t\t: fpu {} amx_tile\n\n"
+    for maker, flags, fast in (
+        ("AuthenticAMD", "avx512_bf16", {"avx512_bf16"}),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", {"amx_bf16"}),
+        ("GenuineIntel", "avx512_bf16", set()),  # half as fast as float32
+        ("AuthenticAMD", "avx512f", set()),
+    ):
+        file.write_text(2 * one.format(maker, flags))
+        assert _read_cpu_features(file) == fast
     file.write_text("flags : fpu\n")
     assert _read_cpu_features(file) == frozenset()
     assert _read_cpu_features(tmp_path / "none") == frozenset()
