@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
@@ -22,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from omnilit.errors import CheckpointError
-from omnilit.parallel.collectives import is_distributed
+from omnilit.parallel.collectives import gather_objects, is_distributed
 from omnilit.parallel.pieces import in_one_piece, take_from_one_piece
 
 MODEL: Final = "model"
@@ -203,9 +202,7 @@ def _names_of_stages(state: Mapping[str, Tensor], stages: ProcessGroup | None) -
     """The names of this rank's tensors and of those that the other stages hold."""
     if stages is None:
         return set(state)
-    names: list[list[str]] = [[] for _ in range(stages.size())]
-    dist.all_gather_object(names, list(state), group=stages)
-    return {name for held in names for name in held}
+    return {name for held in gather_objects(list(state), stages) for name in held}
 
 
 def _make_moments(

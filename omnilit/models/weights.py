@@ -18,7 +18,7 @@ from omnilit.errors import ConfigError
 from omnilit.models.build import build_meta
 from omnilit.models.stored_weights import read_own_weights, stored_tensors
 from omnilit.models.weight_report import KEY, listed
-from omnilit.parallel.collectives import is_distributed, raise_together
+from omnilit.parallel.collectives import gather_objects, is_distributed, raise_together
 from omnilit.parallel.materialize import Values, fill, named_tensors
 from omnilit.parallel.pieces import gather
 
@@ -330,11 +330,9 @@ def _whole_tensors(model: nn.Module, stages: ProcessGroup | None) -> Iterator[tu
     if stages is None:
         yield from ((name, gather(tensor.detach())) for name, tensor in own.items())
         return
-    held: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{} for _ in range(stages.size())]
     mine = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
-    dist.all_gather_object(held, mine, group=stages)
     device = torch.device(next(iter(own.values())).device)
-    for rank, others in enumerate(held):
+    for rank, others in enumerate(gather_objects(mine, stages)):
         for name, (shape, dtype) in others.items():
             if rank == stages.rank():
                 full = gather(own[name].detach()).contiguous()

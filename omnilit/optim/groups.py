@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
 from omnilit.errors import ConfigError, Problem, suggest
+from omnilit.parallel.collectives import gather_objects
 
 KEY = "train.optimizer"
 BACKBONE = "backbone"
@@ -56,8 +56,7 @@ def _of_all_stages(own: list[NamedParameter], stages: ProcessGroup | None) -> li
     if stages is None:
         return own
     told = [replace(entry, parameter=None) for entry in own]
-    held: list[list[NamedParameter]] = [[] for _ in range(stages.size())]
-    dist.all_gather_object(held, told, group=stages)
+    held = gather_objects(told, stages)
     held[stages.rank()] = own
     return [entry for stage in held for entry in stage]
 

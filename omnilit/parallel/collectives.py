@@ -103,6 +103,18 @@ def share_from(rank: int, value: T, group: ProcessGroup, device: str | torch.dev
     return box[0]
 
 
+def gather_objects(value: T, group: ProcessGroup | None = None) -> list[T]:
+    """What each rank of `group` has, by rank, on all of them.
+
+    Args:
+        value: Anything that pickles.
+        group: The ranks that call; default: all.
+    """
+    gathered = [value] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered
+
+
 def raise_together(error: BaseException | None, group: ProcessGroup | None = None) -> None:
     """Raise on every rank when any rank has an error; every rank must call.
 
@@ -121,8 +133,7 @@ def raise_together(error: BaseException | None, group: ProcessGroup | None = Non
             raise error
         return
     ranks = dist.get_process_group_ranks(group)
-    gathered: list[bytes | None] = [None] * len(ranks)
-    dist.all_gather_object(gathered, _pack(error) if error is not None else None, group=group)
+    gathered = gather_objects(None if error is None else _pack(error), group)
     if error is not None:
         raise error
     for rank, packed in zip(ranks, gathered, strict=True):

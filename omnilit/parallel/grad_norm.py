@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
+from omnilit.parallel.collectives import gather_objects
 from omnilit.parallel.local import local_part
 
 ROW = 4096
@@ -53,9 +54,7 @@ def group_norms(
     norms = dict(zip(groups, squares.sqrt().tolist(), strict=True))
     if stages is None:
         return norms
-    found: list[dict[str, float]] = [{} for _ in range(stages.size())]
-    dist.all_gather_object(found, norms, group=stages)
-    return {name: norm for own in found for name, norm in own.items()}
+    return {n: norm for own in gather_objects(norms, stages) for n, norm in own.items()}
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,9 @@ from torch.distributed.pipelining import (
 )
 from typing_extensions import override
 
+from omnilit.config.pipeline_rules import INTERLEAVED
 from omnilit.errors import OmniError
 
-INTERLEAVED: Final = "interleaved"
 Schedule: TypeAlias = Schedule1F1B | ScheduleGPipe | ScheduleInterleaved1F1B
 
 
