@@ -4,19 +4,12 @@ from typing import Any
 
 import pytest
 
-from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
-from omnilit.config.view import View
+from tests.helpers.rules import problems
 
-GOOD = {"model.config_path": "m", "data.train_path": "d"}
 ANY = {"train.optimizer.type": "anyprecision_adamw"}
 DEBUG = "train.gradient_checkpointing.debug"
 MASTER = "train.accelerator.fsdp_config.mixed_precision.master_dtype"
-
-
-def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
-    known = {field.path: field for field in fields}
-    return [str(problem) for problem in run_rules(View(known, GOOD | given))]
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,11 @@ from omnilit.config.parallel_rules import (
     ULYSSES,
     sizes_of,
 )
-from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
 from omnilit.parallel.mesh import ParallelSizes
+from tests.helpers.rules import problems
 
-GOOD = {"model.config_path": "m", "data.train_path": "d"}
 TP, PP = f"{ACCELERATOR}.tp_size", f"{ACCELERATOR}.pp_size"
 ASYNC = f"{ACCELERATOR}.enable_async"
 BATCH = "train.global_batch_size"
@@ -38,12 +37,6 @@ RECOMPUTE = "train.gradient_checkpointing"
 EACH = f"{FSDP}.sync_each_micro_batch"
 DEFAULTS = {**dict.fromkeys(FSDP2_ONLY, True), f"{MIXED}.output_dtype": None, EACH: False}
 OTHERS = {**dict.fromkeys(FSDP2_ONLY, False), f"{MIXED}.output_dtype": "float32", EACH: True}
-
-
-def problems(fields: list[Field], given: dict[str, Any], **options: Any) -> list[str]:
-    known = {field.path: field for field in fields}
-    assert given.keys() <= known.keys()
-    return [str(problem) for problem in run_rules(View(known, GOOD | given, **options))]
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,10 @@ import pytest
 
 from omnilit.config.parallel_rules import SCHEDULE, SHARD, STAGES
 from omnilit.config.pipeline_rules import BATCH, LOAD, PER_RANK
-from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
-from omnilit.config.view import View
+from tests.helpers.rules import problems
 
-GOOD = {"model.config_path": "m", "data.train_path": "d"}
 INTERLEAVED = {STAGES: 2, SCHEDULE: "interleaved", PER_RANK: 2}
-
-
-def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
-    known = {field.path: field for field in fields}
-    assert given.keys() <= known.keys()
-    return [str(problem) for problem in run_rules(View(known, GOOD | given, world_size=4))]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +28,7 @@ def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
     ],
 )
 def test_what_a_pipeline_can_do_is_good(given: dict[str, Any], fields: list[Field]):
-    assert not problems(fields, given)
+    assert not problems(fields, given, world_size=4)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +62,9 @@ def test_what_a_pipeline_can_do_is_good(given: dict[str, Any], fields: list[Fiel
 def test_what_has_no_effect_or_cannot_be_dealt_is_an_error(
     given: dict[str, Any], message: str, fields: list[Field]
 ):
-    assert problems(fields, given) == [message]
+    assert problems(fields, given, world_size=4) == [message]
 
 
 def test_stages_and_data_ranks_make_up_all_ranks(fields: list[Field]):
-    (problem,) = problems(fields, {STAGES: 2, SHARD: 4})
+    (problem,) = problems(fields, {STAGES: 2, SHARD: 4}, world_size=4)
     assert "dp_shard_size 4 * pp_size 2 = 8 does not make up the 4 ranks" in problem

@@ -7,17 +7,8 @@ from typing import Any
 import pytest
 
 from omnilit.config.parallel_rules import ATTENTION, CONTEXT, METHOD, ULYSSES
-from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
-from omnilit.config.view import View
-
-GOOD = {"model.config_path": "m", "data.train_path": "d"}
-
-
-def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
-    known = {field.path: field for field in fields}
-    assert given.keys() <= known.keys()
-    return [str(problem) for problem in run_rules(View(known, GOOD | given, world_size=4))]
+from tests.helpers.rules import problems
 
 
 @pytest.mark.parametrize(
@@ -32,19 +23,19 @@ def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
     ],
 )
 def test_a_method_that_has_an_effect_is_good(given: dict[str, Any], fields: list[Field]):
-    assert not problems(fields, given)
+    assert not problems(fields, given, world_size=4)
 
 
 @pytest.mark.parametrize("given", [{}, {ULYSSES: 4}])
 def test_a_ring_of_one_rank_is_an_error(given: dict[str, Any], fields: list[Field]):
-    assert problems(fields, {METHOD: "ring", **given}) == [
+    assert problems(fields, {METHOD: "ring", **given}, world_size=4) == [
         (f"{METHOD}: ring has no effect, because cp_size is 1. To fix: leave it out, or set "
          "cp_size above 1.")
     ]  # fmt: skip
 
 
 def test_a_ring_goes_past_the_kernel_of_attention(fields: list[Field]):
-    assert problems(fields, {METHOD: "ring", CONTEXT: 2, ATTENTION: "eager"}) == [
+    assert problems(fields, {METHOD: "ring", CONTEXT: 2, ATTENTION: "eager"}, world_size=4) == [
         (f"{ATTENTION}: eager has no effect, because cp_method: ring attends by code of its own. "
          "To fix: leave it out, or set cp_method: gather.")
     ]  # fmt: skip

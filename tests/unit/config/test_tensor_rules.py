@@ -6,17 +6,9 @@ from typing import Any
 
 import pytest
 
-from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field
 from omnilit.config.tensor_rules import COMPILE, HEAD, TP
-from omnilit.config.view import View
-
-GOOD = {"model.config_path": "m", "data.train_path": "d"}
-
-
-def problems(fields: list[Field], given: dict[str, Any]) -> list[str]:
-    known = {field.path: field for field in fields}
-    return [str(problem) for problem in run_rules(View(known, GOOD | given))]
+from tests.helpers.rules import problems
 
 
 @pytest.mark.parametrize(
