@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+import torch
 from transformers import PretrainedConfig
 
 from omnilit.config import AcceleratorConfig
 from omnilit.config.parallel_rules import ASYNC, METHOD, SIZES, sizes_of
+from omnilit.config.parallel_sizes import ParallelSizes
 from omnilit.config.pipeline_rules import PER_RANK
 from omnilit.config.view import View
 from omnilit.errors import ConfigError, Problem
-from omnilit.models.build import load_model_config
+from omnilit.models.build import build_meta, load_model_config
 from omnilit.models.fit import ModelNumbers, divides_model, fit_problems
 from omnilit.models.sequence_fit import sequence_problems
 from omnilit.models.stages import find_uncut
@@ -50,15 +52,8 @@ def judge(view: View, config: PretrainedConfig) -> list[Problem]:
     """
     sizes = sizes_of(view)
     found = fit_problems(sizes, ModelNumbers.of(config), stages_per_rank=view[PER_RANK])
-    if sizes.tp_size > 1 and not found:
-        found += find_unsplit(
-            config,
-            tp_size=sizes.tp_size,
-            with_experts=sizes.ep_size == 1,
-            trust_remote_code=view[MODEL[-1]],
-        )
-    if sizes.pp_size > 1 and not found:
-        found += find_uncut(config, trust_remote_code=view[MODEL[-1]])
+    if max(sizes.tp_size, sizes.pp_size) > 1 and not found:
+        found += _judge_modules(config, sizes, trust_remote_code=view[MODEL[-1]])
     split = AcceleratorConfig(
         ulysses_size=sizes.ulysses_size,
         enable_async=view[ASYNC],
@@ -66,6 +61,23 @@ def judge(view: View, config: PretrainedConfig) -> list[Problem]:
         cp_method=view[METHOD],
     )
     return [*found, *sequence_problems(config, split)]
+
+
+def _judge_modules(
+    config: PretrainedConfig, sizes: ParallelSizes, *, trust_remote_code: bool
+) -> list[Problem]:
+    """What only the model itself tells: on the meta device, without memory, in a moment."""
+    try:
+        model = build_meta(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    except ConfigError as error:
+        return list(error.problems)
+    found: list[Problem] = []
+    if sizes.tp_size > 1:
+        with_experts = sizes.ep_size == 1
+        found += find_unsplit(model, tp_size=sizes.tp_size, with_experts=with_experts)
+    if sizes.pp_size > 1 and not found:
+        found += find_uncut(model)
+    return found
 
 
 def read_config(view: View) -> PretrainedConfig:

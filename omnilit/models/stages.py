@@ -9,13 +9,12 @@ from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 from typing_extensions import override
 
 from omnilit.config.parallel_sizes import ACCELERATOR
 from omnilit.errors import ConfigError, Problem
-from omnilit.models.build import build_meta
 from omnilit.models.head_form import read_head
 from omnilit.models.weight_report import listed
 
@@ -210,13 +209,9 @@ def _copy_module(module: ModuleT) -> ModuleT:
     return twin
 
 
-def find_uncut(config: PreTrainedConfig, *, trust_remote_code: bool) -> list[Problem]:
-    """Why a model cannot be cut into stages; nothing where it can.
-
-    Built on the meta device, so this takes no memory, and a moment for a large model.
-    """
+def find_uncut(model: PreTrainedModel) -> list[Problem]:
+    """Why a model cannot be cut into stages; nothing where it can. See `check_cut`."""
     try:
-        model = build_meta(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
         check_cut(model)
     except ConfigError as error:
         return list(error.problems)

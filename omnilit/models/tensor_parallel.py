@@ -15,12 +15,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 from omnilit.config import tensor_rules
@@ -28,7 +27,6 @@ from omnilit.config.tensor_rules import TP as KEY
 from omnilit.errors import ConfigError, Problem
 from omnilit.kernels.resolve import Choice, KernelSet
 from omnilit.models import head
-from omnilit.models.build import build_meta
 from omnilit.models.families.tensor_plans import SHARED_BIAS, plan_of
 from omnilit.parallel.replicated import sum_gradients, sum_values
 
@@ -90,23 +88,14 @@ def split_model(model: PreTrainedModel, mesh: DeviceMesh, *, with_experts: bool 
     apply_tensor_parallelism(model, mesh, plan)
 
 
-def find_unsplit(
-    config: PreTrainedConfig, *, tp_size: int, with_experts: bool, trust_remote_code: bool
-) -> list[Problem]:
+def find_unsplit(model: PreTrainedModel, *, tp_size: int, with_experts: bool) -> list[Problem]:
     """What of a model cannot be split into equal parts; nothing where all can.
 
-    Built on the meta device, so this takes no memory, and a moment for a large model.
-
     Args:
-        config: Of a model that has a plan, and heads that divide.
+        model: One that has a plan, and heads that divide; on the meta device or real.
         tp_size: Ranks that split each matrix.
         with_experts: See `split_model`.
-        trust_remote_code: Run code that comes with the model's files.
     """
-    try:
-        model = build_meta(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except ConfigError as error:
-        return list(error.problems)
     return _unsplittable(model, read_plan(model, with_experts=with_experts), tp_size)
 
 

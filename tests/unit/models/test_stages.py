@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from omnilit.errors import ConfigError
+from omnilit.models.build import build_meta
 from omnilit.models.stages import (
     CutPlan,
     StageRange,
@@ -26,6 +27,10 @@ CUTTABLE = (
     *("qwen3", "llama", "qwen2", "qwen3_moe", "gemma3", "gemma2"),
     *("phi", "phi3", "gpt_oss", "deepseek_v2", "deepseek_v3"),
 )
+
+
+def bare(config: hf.PreTrainedConfig) -> hf.PreTrainedModel:
+    return build_meta(config, dtype=torch.float32)
 
 
 def stages_of(rank: int, *, size: int, per_rank: int = 1) -> list[StageRange]:
@@ -51,12 +56,12 @@ def test_every_layer_is_in_one_stage_and_shares_are_even(num_layers, size, per_r
 
 @pytest.mark.parametrize("family", CUTTABLE)
 def test_a_family_is_cut_by_its_own_plan(family: str):
-    assert not find_uncut(tiny_config(family), trust_remote_code=False)
+    assert not find_uncut(bare(tiny_config(family)))
 
 
 def test_a_family_that_makes_a_balance_loss_is_cut():
     config = tiny_config("qwen3_moe", output_router_logits=True)
-    assert not find_uncut(config, trust_remote_code=False)
+    assert not find_uncut(bare(config))
     assert config.output_router_logits
 
 
@@ -117,7 +122,7 @@ def test_what_gets_memory_in_the_model_has_it_in_its_stages():
 
 
 def refusal(config: hf.PreTrainedConfig) -> str:
-    (problem,) = find_uncut(config, trust_remote_code=False)
+    (problem,) = find_uncut(bare(config))
     assert problem.key == "train.accelerator.pp_size"
     return problem.problem
 
