@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,6 +43,29 @@ class Segments:
     bounds: Sequence[int]
 
 
+class PackedRun:
+    """Whether a model is running on a packed row at the moment.
+
+    A model's own code hands the bounds on, and code that does not would let sequences attend to
+    each other without a word.
+
+    Attributes:
+        is_on: True inside of `going_on`.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = False
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """The forward pass of a packed row."""
+        self.is_on = True
+        try:
+            yield
+        finally:
+            self.is_on = False
+
+
 @dataclass(slots=True)
 class ModuleAttention:
     """What one attention module computes with; it hangs on the module, so instances differ.
@@ -49,19 +73,29 @@ class ModuleAttention:
     Args:
         kernel: The backend, or what spreads it over ranks.
         counter: Counts the calls until the first step is checked.
+        run: Whether bounds have to come.
         num_parts: Ranks that share the tokens between the bounds.
     """
 
     kernel: AttentionKernel
     counter: CallCounter
+    run: PackedRun
     num_parts: int = 1
 
 
-def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: CallCounter) -> int:
+def bind_attention(
+    model: PreTrainedModel, kernel: AttentionKernel, counter: CallCounter, run: PackedRun
+) -> int:
     """Route every attention module of this instance through packed attention over `kernel`.
 
     transformers has no mask builder for our name, so it builds no mask at all; the bounds reach
     `packed_attention` through the keyword arguments of the model's forward.
+
+    Args:
+        model: Only this instance is changed.
+        kernel: The backend.
+        counter: Counts its calls.
+        run: Where packed rows are announced.
 
     Returns:
         Number of attention modules.
@@ -74,7 +108,7 @@ def bind_attention(model: PreTrainedModel, kernel: AttentionKernel, counter: Cal
     ALL_ATTENTION_FUNCTIONS.register(_NAME, packed_attention)
     model.set_attn_implementation(_NAME)
     for module in modules:
-        setattr(module, _ATTRIBUTE, ModuleAttention(kernel, counter))
+        setattr(module, _ATTRIBUTE, ModuleAttention(kernel, counter, run))
     model.register_forward_pre_hook(_refuse_padding, with_kwargs=True)
     return len(modules)
 
@@ -119,6 +153,9 @@ def packed_attention(
     given = {"attention_mask": attention_mask, **kwargs}
     if bound is None or any(given.get(name) is not None for name in _UNSUPPORTED):
         raise _refusal(module, is_bound=bound is not None, given=given)
+    segments = kwargs.get("cu_seq_lens_q")
+    if segments is None and bound.run.is_on:
+        raise _without_bounds(module)
     bound.counter.add(FIELD)
     is_causal = kwargs.get("is_causal")
     rule = AttentionRule(
@@ -128,7 +165,7 @@ def packed_attention(
         dropout=dropout,
         is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
     )
-    bounds = _checked_bounds(kwargs.get("cu_seq_lens_q"), query, key, bound.num_parts)
+    bounds = _checked_bounds(segments, query, key, bound.num_parts)
     sinks = kwargs.get("s_aux")
     return bound.kernel(query, key, value, bounds=bounds, rule=rule, sinks_N=sinks), None
 
@@ -158,6 +195,11 @@ def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) ->
     others = set(getattr(model.config, "layer_types", None) or ()) - _PACKABLE_LAYERS
     if others:
         yield f"its layers include {', '.join(sorted(others))}"
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        yield (
+            "its forward takes no position_ids, so positions would go on from one sequence to the "
+            "next"
+        )
     if getattr(model, "_is_stateful", False):
         yield "it carries a state along the sequence"
     for name, module in model.named_modules():
@@ -205,6 +247,14 @@ def _checked_bounds(
             fix="pack into one row whose length is the last bound, without a cache",
         )
     return bounds
+
+
+def _without_bounds(module: nn.Module) -> KernelError:
+    problem = (
+        f"{type(module).__name__} was not told where the sequences of a packed row end: the code "
+        "of its model does not hand keyword arguments on"
+    )
+    return KernelError(key=_KEY, problem=problem, fix="train another model")
 
 
 def _refusal(module: nn.Module, *, is_bound: bool, given: dict[str, Any]) -> KernelError:

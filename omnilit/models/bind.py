@@ -164,11 +164,11 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
         ConfigError: The model cannot be packed, or its head cannot compute the loss.
         KernelError: A backend that was given by name has no place in this model.
     """
-    counter = CallCounter()
+    counter, run = CallCounter(), attention.PackedRun()
     found = {field: find(model) for field, find in _FINDERS.items()}
     _refuse_placeless(model, kernels, found)
-    num_attention = attention.bind_attention(model, kernels.kernel(attention.FIELD), counter)
-    loss = head.HeadLoss.bind(model, kernels.kernel(head.FIELD), counter=counter)
+    num_attention = attention.bind_attention(model, kernels.kernel(attention.FIELD), counter, run)
+    loss = head.HeadLoss.bind(model, kernels.kernel(head.FIELD), counter=counter, run=run)
     balance = None
     if found[_BALANCE]:
         kernel = kernels.kernel(_BALANCE)

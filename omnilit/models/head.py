@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.kernels.cross_entropy import HeadKernel, chunk_loss
-from omnilit.models.attention import Segments
+from omnilit.models.attention import PackedRun, Segments
 from omnilit.models.calls import CallCounter
 from omnilit.models.head_form import read_head
 from omnilit.parallel.local import local_part
@@ -50,19 +50,28 @@ class HeadLoss:
         kernel: Backend of the slot `cross_entropy_loss`.
         softcap_field: Field of the model's configuration that caps the logits, if it has one.
         counter: Counts the kernel's calls until the first step is checked.
+        run: Where packed rows are announced to the model's attention.
     """
 
     def __init__(
-        self, kernel: HeadKernel, *, softcap_field: str | None, counter: CallCounter
+        self,
+        kernel: HeadKernel,
+        *,
+        softcap_field: str | None,
+        counter: CallCounter,
+        run: PackedRun,
     ) -> None:
         self._kernel = kernel
         self._softcap_field = softcap_field
         self._counter = counter
+        self._run = run
         self._targets: Tensor | None = None
         self._softcap: float | None = None
 
     @classmethod
-    def bind(cls, model: PreTrainedModel, kernel: HeadKernel, *, counter: CallCounter) -> HeadLoss:
+    def bind(
+        cls, model: PreTrainedModel, kernel: HeadKernel, *, counter: CallCounter, run: PackedRun
+    ) -> HeadLoss:
         """Replace the forward of this instance's head, and of no other.
 
         Raises:
@@ -79,7 +88,8 @@ class HeadLoss:
                 fix="choose an architecture with a plain lm_head",
             )
         _check_coefficient(model)
-        loss = cls(kernel, softcap_field=read_head(model, name).softcap_field, counter=counter)
+        field = read_head(model, name).softcap_field
+        loss = cls(kernel, softcap_field=field, counter=counter, run=run)
 
         def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
             return loss._run_head(self, hidden)
@@ -119,7 +129,7 @@ class HeadLoss:
         self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None, **more: Tensor
     ) -> Tensor:
         given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
-        with self._softcap_taken(model):
+        with self._softcap_taken(model), self._run.going_on():
             output = model(
                 **given,
                 position_ids=batch.position_ids,

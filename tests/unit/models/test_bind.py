@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 
 from omnilit.config import OpsImplementationConfig
 from omnilit.errors import ConfigError, KernelError
@@ -223,6 +224,26 @@ def test_a_model_that_mixes_tokens_otherwise_is_refused():
     model = tiny("llama")
     model.config.layer_types = ["chunked_attention", "full_attention"]
     with pytest.raises(ConfigError, match="its layers include chunked_attention"):
+        bind_kernels(model, kernels_of())
+
+
+def plain_sizes(**more: Any) -> dict[str, Any]:
+    return {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 256, **more}
+
+
+def test_a_model_that_does_not_hand_the_bounds_on_is_refused():
+    sizes = plain_sizes(hidden_size=32, intermediate_size=32, num_key_value_heads=2)
+    model = hf.StableLmForCausalLM(hf.StableLmConfig(**sizes))
+    binding = bind_kernels(model, kernels_of())
+    with pytest.raises(KernelError, match="StableLmAttention was not told where the sequences"):
+        binding.head.forward(model, packed_batch(LENGTHS))
+    model(input_ids=torch.zeros(1, 6, dtype=torch.long), use_cache=False)  # one sequence
+
+
+def test_a_model_that_counts_positions_itself_is_refused():
+    sizes = plain_sizes(d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32)
+    model = hf.BartForCausalLM(hf.BartConfig(**sizes))
+    with pytest.raises(ConfigError, match=r"BartForCausalLM .* takes no position_ids"):
         bind_kernels(model, kernels_of())
 
 

@@ -15,6 +15,7 @@ from omnilit.errors import ConfigError
 from omnilit.kernels.cross_entropy import chunk_loss, chunked, eager
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields, resolve_kernels
+from omnilit.models.attention import PackedRun
 from omnilit.models.bind import bind_kernels
 from omnilit.models.calls import CallCounter
 from omnilit.models.head import HeadLoss
@@ -102,14 +103,14 @@ def test_the_cap_stays_in_the_configuration_also_after_an_error():
 def test_a_balance_loss_without_a_coefficient_is_refused():
     model = tiny("llama", output_router_logits=True)
     with pytest.raises(ConfigError, match="output_router_logits without a router_aux_loss_coef"):
-        HeadLoss.bind(model, eager, counter=CallCounter())
+        HeadLoss.bind(model, eager, counter=CallCounter(), run=PackedRun())
 
 
 def test_a_head_that_is_no_linear_layer_is_refused():
     model = tiny("llama")
     model.lm_head = nn.Sequential(nn.Linear(64, 256))
     with pytest.raises(ConfigError, match="output embeddings of LlamaForCausalLM are Sequential"):
-        HeadLoss.bind(model, eager, counter=CallCounter())
+        HeadLoss.bind(model, eager, counter=CallCounter(), run=PackedRun())
 
 
 def test_a_model_that_scales_its_logits_is_refused_with_the_line():
@@ -123,7 +124,7 @@ def test_a_model_that_scales_its_logits_is_refused_with_the_line():
         num_attention_heads=2,
     )
     with pytest.raises(ConfigError) as error:
-        HeadLoss.bind(hf.CohereForCausalLM(config), eager, counter=CallCounter())
+        HeadLoss.bind(hf.CohereForCausalLM(config), eager, counter=CallCounter(), run=PackedRun())
     assert str(error.value) == (
         "model.config_path: the loss of CohereForCausalLM cannot be computed in its head: it "
         "touches the logits after the head (logits = logits * self.logit_scale). To fix: choose "
