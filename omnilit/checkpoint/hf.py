@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from omnilit.checkpoint.layout import publish, stage, staging_of
 from omnilit.checkpoint.manifest import files_below, seal_files
+from omnilit.checkpoint.shard_files import ShardFiles, exported_tensors
 from omnilit.config.ranges import EXPORT_DTYPES
 from omnilit.errors import CheckpointError, ConfigError
 from omnilit.models.build import build_meta
@@ -27,6 +28,7 @@ def export(
     dtype: torch.dtype,
     generation_config: GenerationConfig | None = None,
     trust_remote_code: bool = False,
+    shards: ShardFiles | None = None,
 ) -> None:
     """Write a Hugging Face folder that appears whole or not at all; rank 0 calls.
 
@@ -40,6 +42,7 @@ def export(
         dtype: Of the written parameters; buffers keep their own.
         generation_config: Of the model that training started from, where it has one.
         trust_remote_code: Whether Python code beside the configuration may run.
+        shards: Which tensor goes into which file; None leaves that to transformers.
 
     Raises:
         CheckpointError: The tensors are not all of the model, or the folder cannot be written.
@@ -61,7 +64,12 @@ def export(
     staging = staging_of(destination)
     try:
         stage(destination)
-        model.save_pretrained(staging)
+        if shards is None:
+            model.save_pretrained(staging)
+        else:
+            model.save_pretrained(staging, state_dict={})  # all but the weights
+            tensors, number = exported_tensors(model), model.num_parameters()
+            shards.write(staging, tensors, num_parameters=number)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
         publish(staging, destination, seal_files(staging, files_below(staging)))

@@ -13,6 +13,7 @@ import torch
 from omnilit.checkpoint.dcp import load_model
 from omnilit.checkpoint.hf import export
 from omnilit.checkpoint.save import TENSORS, read_meta
+from omnilit.checkpoint.shard_files import find_shard_files
 from omnilit.errors import ConfigError
 from omnilit.models.build import (
     build_meta,
@@ -64,6 +65,7 @@ def export_checkpoint(
         tokenizer = load_tokenizer(str(assets), trust_remote_code=trust_remote_code)
         check_tokenizer(tokenizer, config)
         model = build_meta(config, dtype=target, trust_remote_code=trust_remote_code)
+        shards = find_shard_files(None, str(assets), lambda: model)
     materialize(model, torch.device("cpu"))
     load_model(folder / TENSORS, model, name=NAME)
     saved = model.state_dict().keys()
@@ -75,6 +77,7 @@ def export_checkpoint(
         dtype=target,
         generation_config=load_generation_config(str(assets)),
         trust_remote_code=trust_remote_code,
+        shards=shards,
     )
     return target
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from typing_extensions import override
 
 from omnilit.callbacks.trainer_view import is_trial_run
@@ -120,7 +120,12 @@ def _write_assets(folder: Path, module: OmniModule) -> None:
     """What an export of the model holds beside the weights, for one that is made later."""
     module.model_config.save_pretrained(folder)
     module.tokenizer.save_pretrained(folder)
-    (folder / GENERATION_CONFIG_NAME).unlink(missing_ok=True)  # of another model that was here
+    shards = module.shard_files
+    index = None if shards is None else shards.path.read_bytes()
+    for name in (GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        (folder / name).unlink(missing_ok=True)  # of another model that was here
+    if index is not None:
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_bytes(index)
     generation_config = load_generation_config(module.model_path)
     if generation_config is not None:
         generation_config.save_pretrained(folder)

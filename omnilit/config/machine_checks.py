@@ -85,7 +85,12 @@ def check_other_run(view: View) -> list[Problem]:
 
 def _check_model(view: View) -> list[Problem]:
     paths = ("model.model_path", "model.config_path", "model.tokenizer_path")
-    return [problem for path in paths for problem in _check_hub_path(view, path)]
+    problems = [problem for path in paths for problem in _check_hub_path(view, path)]
+    index = "model.safetensor_idx_path"
+    if index in view and view[index] and not Path(view[index]).expanduser().is_file():
+        fix = "give the model.safetensors.index.json of a model, or leave it out"
+        problems.append(Problem(index, f"{view[index]} is no file", fix))
+    return problems
 
 
 def _check_answering_model(view: View) -> list[Problem]:

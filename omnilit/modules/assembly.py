@@ -22,7 +22,7 @@ from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
-from omnilit.models.blocks import decoder_blocks, sharding_units
+from omnilit.models.blocks import check_basic, decoder_blocks, sharding_units
 from omnilit.models.compilation import Compilation, compile_blocks
 from omnilit.models.experts import spread_experts
 from omnilit.models.fit import check_fit
@@ -58,6 +58,7 @@ class ModelRequest:
         train: The `train` group: seed and recomputation.
         accelerator: From the strategy; sizes, and that it is DDP, stand in the meshes.
         is_resume: A checkpoint will bring the weights.
+        basic_modules: Names of module classes to shard on their own, beside the model's blocks.
     """
 
     config: PretrainedConfig
@@ -69,6 +70,7 @@ class ModelRequest:
     train: TrainingArguments
     accelerator: AcceleratorConfig
     is_resume: bool
+    basic_modules: Sequence[str] = ()
 
     @property
     def fsdp(self) -> FSDPConfig:
@@ -178,6 +180,7 @@ def assemble_shards(
         dtype=precision.master,
         trust_remote_code=request.trust_remote_code,
     )
+    check_basic(model, request.basic_modules)
     flops = count_flops(model)
     kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     sizes = topology.sizes
@@ -192,7 +195,7 @@ def assemble_shards(
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
     held = [module for module in model.modules() if module in experts]
     _shard_experts(held, request.fsdp, precision, topology)
-    units = sharding_units(model, leaves_rest=not parts)
+    units = sharding_units(model, leaves_rest=not parts, basic=request.basic_modules)
     shard_model(
         *([part.model for part in parts] or [model]),
         units=units.modules,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sized
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,25 +19,26 @@ from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from omnilit.checkpoint.hf import choose_export_dtype, export
+from omnilit.checkpoint.hf import choose_export_dtype
+from omnilit.checkpoint.shard_files import ShardFiles
 from omnilit.config import AcceleratorConfig, OpsImplementationConfig, TrainingArguments
-from omnilit.errors import ConfigError, OmniError, TrainingError
+from omnilit.errors import ConfigError, TrainingError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding
 from omnilit.models.build import (
     check_tokenizer,
-    load_generation_config,
     load_model_config,
     load_tokenizer,
 )
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
+from omnilit.modules.exporting import export_together, plan_files
 from omnilit.modules.meter import TermMeter, Totals
 from omnilit.optim.build import build_optimizer, refuse_other_type
 from omnilit.optim.schedules import AbsoluteSchedule
-from omnilit.parallel.collectives import raise_together, sum_over
+from omnilit.parallel.collectives import sum_over
 from omnilit.parallel.grad_norm import clip_gradients
 from omnilit.parallel.mesh import Topology
 from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp, StepWindow
@@ -57,14 +59,15 @@ class OmniModule(LightningModule):
             `model_path`.
         model_path: Folder with safetensors weights; left out, weights are random.
         tokenizer_path: Folder of the tokenizer; default: `config_path`.
-        safetensor_idx_path: An index of safetensors shards.
+        safetensor_idx_path: A `model.safetensors.index.json`: exports put each tensor into the
+            file that it names. Default: that of `model_path`, where it has one.
         foundation: Extra settings of a foundation model.
         encoders: Encoders by modality.
         decoders: Decoders by modality.
         input_encoder: Which side encodes input images.
         output_encoder: Which side encodes output images.
         encode_target: Encode the training targets with the decoder.
-        basic_modules: Further module classes to shard on their own.
+        basic_modules: Names of module classes to shard on their own, beside the model's blocks.
         ops_implementation: Which kernel runs each operation.
         trust_remote_code: Run code that comes with the model's files.
         strict: Refuse weights that do not name every parameter exactly once.
@@ -92,14 +95,12 @@ class OmniModule(LightningModule):
     ) -> None:
         super().__init__()
         later = {
-            "safetensor_idx_path": safetensor_idx_path,
             "foundation": foundation,
             "encoders": encoders,
             "decoders": decoders,
             "input_encoder": input_encoder,
             "output_encoder": output_encoder,
             "encode_target": encode_target,
-            "basic_modules": basic_modules,
         }
         refuse_arguments(OmniModule, "model", later)
         refuse_unavailable(train, "train")
@@ -109,6 +110,8 @@ class OmniModule(LightningModule):
         self.ops_implementation = ops_implementation
         self.trust_remote_code = trust_remote_code
         self.strict = strict
+        self.safetensor_idx_path = safetensor_idx_path
+        self.basic_modules = tuple(basic_modules or ())
         self.train_arguments = train
         self.given_kernels = changed_fields(ops_implementation)
         self.policy: AssembledModel | None = None
@@ -208,6 +211,16 @@ class OmniModule(LightningModule):
             self._tokenizer = tokenizer
         return self._tokenizer
 
+    @cached_property
+    def shard_files(self) -> ShardFiles | None:
+        """Which tensor of an export goes into which file; None where no index says it."""
+        return plan_files(
+            self.model_config,
+            index_path=self.safetensor_idx_path,
+            model_path=self.model_path,
+            trust_remote_code=self.trust_remote_code,
+        )
+
     @property
     def assembled(self) -> AssembledModel:
         """The model that is trained, with its kernels; there from `configure_model` on."""
@@ -233,8 +246,10 @@ class OmniModule(LightningModule):
             train=self.train_arguments,
             accelerator=self._accelerator_config(),
             is_resume=self.trainer.ckpt_path is not None,
+            basic_modules=self.basic_modules,
         )
         topology = self.topology
+        _ = self.shard_files  # an index that does not fit is told now, not with the first export
         machine = Machine.detect(topology.device.type)
         self.policy = assemble(request, topology=topology, machine=machine)
         self.model = self.policy.model
@@ -440,21 +455,17 @@ class OmniModule(LightningModule):
             CheckpointError: It cannot be written; on every rank.
         """
         tensors = self.assembled.gather_weights()
-        error: BaseException | None = None
-        if self.trainer.is_global_zero:
-            try:
-                export(
-                    self.model_config,
-                    tensors,
-                    self.tokenizer,
-                    destination,
-                    dtype=self.export_dtype,
-                    generation_config=load_generation_config(self.model_path),
-                    trust_remote_code=self.trust_remote_code,
-                )
-            except (OmniError, OSError, ValueError, TypeError, RuntimeError) as caught:
-                error = caught  # also what transformers refuses to write
-        raise_together(error)
+        export_together(
+            self.model_config,
+            tensors,
+            self.tokenizer,
+            destination,
+            dtype=self.export_dtype,
+            model_path=self.model_path,
+            trust_remote_code=self.trust_remote_code,
+            shards=self.shard_files,
+            is_writer=self.trainer.is_global_zero,
+        )
 
     def _read_totals(self, meter: TermMeter) -> Totals:
         """What was added up, over all ranks; the meter begins anew."""

@@ -103,6 +103,7 @@ def _request(view: View) -> ModelRequest:
         train=replace(train, init_device="meta", enable_compile=False),
         accelerator=train.accelerator,
         is_resume=False,
+        basic_modules=tuple(view["model.basic_modules"] or ()),
     )
 
 

@@ -47,7 +47,7 @@ def start(
     """What Lightning calls when a run begins, and when it ends."""
     trainer: Any = SimpleNamespace(is_global_zero=True, fast_dev_run=int(trial), loggers=loggers)
     module: Any = SimpleNamespace(
-        model_config=Assets(error), tokenizer=Assets(), model_path=model_path
+        shard_files=None, model_config=Assets(error), tokenizer=Assets(), model_path=model_path
     )
     written = config or {"train": {"seed": 1}}
     folder = RunFolder(RunFiles(out, written, {}, load_path=load_path, is_overwrite=overwrite))

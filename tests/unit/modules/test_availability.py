@@ -28,8 +28,8 @@ def test_what_comes_later_is_refused_in_python_too():
 
 
 def test_the_models_own_later_arguments_are_refused_in_python_too():
-    with pytest.raises(ConfigError, match=r"model\.basic_modules: .*not available yet"):
-        SFTModule(config_path="unused", basic_modules=["Linear"])
+    with pytest.raises(ConfigError, match=r"model\.encode_target: .*not available yet"):
+        SFTModule(config_path="unused", encode_target=True)
 
 
 def test_defaults_and_what_is_available_are_fine():

@@ -1,0 +1,81 @@
+"""What a run exports: its weights as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from omnilit.checkpoint.hf import export
+from omnilit.checkpoint.shard_files import ShardFiles, find_shard_files
+from omnilit.errors import OmniError
+from omnilit.models.build import build_meta, load_generation_config
+from omnilit.parallel.collectives import raise_together
+
+
+def plan_files(
+    config: PretrainedConfig,
+    *,
+    index_path: str | None,
+    model_path: str | None,
+    trust_remote_code: bool,
+) -> ShardFiles | None:
+    """The files of all exports of a run, known before its first step.
+
+    Raises:
+        ConfigError: The index that was named cannot be read, or lacks tensors of the model.
+    """
+    return find_shard_files(
+        index_path,
+        model_path,
+        lambda: build_meta(config, dtype=torch.float32, trust_remote_code=trust_remote_code),
+    )
+
+
+def export_together(
+    config: PretrainedConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    destination: Path,
+    *,
+    dtype: torch.dtype,
+    model_path: str | None,
+    trust_remote_code: bool,
+    shards: ShardFiles | None,
+    is_writer: bool,
+) -> None:
+    """Write a Hugging Face folder on one rank and fail on all where it fails; every rank calls.
+
+    Args:
+        config: See `export`.
+        tensors: See `export`.
+        tokenizer: See `export`.
+        destination: See `export`.
+        dtype: See `export`.
+        model_path: Where training started from, for its generation settings.
+        trust_remote_code: See `export`.
+        shards: From `plan_files`.
+        is_writer: Whether this rank writes.
+
+    Raises:
+        CheckpointError: It cannot be written; on every rank.
+    """
+    error: BaseException | None = None
+    if is_writer:
+        try:
+            export(
+                config,
+                tensors,
+                tokenizer,
+                destination,
+                dtype=dtype,
+                generation_config=load_generation_config(model_path),
+                trust_remote_code=trust_remote_code,
+                shards=shards,
+            )
+        except (OmniError, OSError, ValueError, TypeError, RuntimeError) as caught:
+            error = caught  # also what transformers refuses to write
+    raise_together(error)
