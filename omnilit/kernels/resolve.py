@@ -20,7 +20,7 @@ _FALLBACKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "attn_implementation": ("sdpa",),
         "cross_entropy_loss_implementation": ("chunk_loss",),
-        "moe_implementation": ("fused_npu",),
+        "moe_implementation": ("fused_npu", "torch"),
         "rms_norm_implementation": ("npu", "torch"),
         "rotary_pos_emb_implementation": ("npu",),
     }

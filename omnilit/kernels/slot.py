@@ -19,8 +19,9 @@ class Requirement:
 
     Args:
         device: Device type, or `any`.
-        min_sm: Lowest CUDA compute capability, as major * 10 + minor.
-        max_sm: Highest one.
+        min_sm: Lowest CUDA compute capability, as major * 10 + minor; asked of CUDA alone where
+            the device may be any.
+        max_sm: Highest one, likewise.
         packages: Distributions that must be installed.
     """
 
@@ -34,14 +35,20 @@ class Requirement:
         reasons = []
         if self.device not in ("any", machine.device):
             reasons.append(f"needs {self.device}, this machine trains on {machine.device}")
-        has = "none" if machine.sm is None else str(machine.sm)
-        if self.min_sm is not None and (machine.sm is None or machine.sm < self.min_sm):
-            reasons.append(f"needs SM {self.min_sm} or newer, here is {has}")
-        if self.max_sm is not None and (machine.sm is None or machine.sm > self.max_sm):
-            reasons.append(f"needs SM {self.max_sm} or older, here is {has}")
+        if self.device == "cuda" or machine.device == "cuda":
+            reasons += self._unmet_sm(machine.sm)
         missing = [name for name in self.packages if name not in machine.packages]
         reasons += [f"package {name} is not installed" for name in missing]
         return tuple(reasons)
+
+    def _unmet_sm(self, sm: int | None) -> list[str]:
+        reasons = []
+        has = "none" if sm is None else str(sm)
+        if self.min_sm is not None and (sm is None or sm < self.min_sm):
+            reasons.append(f"needs SM {self.min_sm} or newer, here is {has}")
+        if self.max_sm is not None and (sm is None or sm > self.max_sm):
+            reasons.append(f"needs SM {self.max_sm} or older, here is {has}")
+        return reasons
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ def _attention() -> OpSlot:
 
 def _moe() -> OpSlot:
     slot = OpSlot("moe", key=f"{_KEY}.moe_implementation", eager=f"{_KERNELS}.moe:eager")
+    slot.register("torch", f"{_KERNELS}.moe_by_expert:by_expert")
+    slot.register("grouped_mm", f"{_KERNELS}.moe_grouped:grouped_mm", Requirement(min_sm=80))
     slot.register("fused_triton", None, Requirement("cuda", min_sm=70, packages=("triton",)))
     slot.register("fused_quack", None, Requirement("cuda", min_sm=90, packages=("quack-kernels",)))
     slot.register("fused_npu", None, _NPU)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from omnilit.config import OpsImplementationConfig
 from omnilit.kernels import moe
 from omnilit.models.places import is_experts
 from omnilit.parallel.grad_norm import clip_gradients, group_norms, total_norm
@@ -66,11 +67,13 @@ def run_case(family: str, sizes: ParallelSizes, special: frozenset[str]) -> dict
         calls.append(1)
         return moe.eager(*args)
 
+    ops = OpsImplementationConfig()
     if "kernel" in special:
+        ops = OpsImplementationConfig(moe_implementation="eager")  # which leaves what is there
         for module in filter(is_experts, model.modules()):
             module.forward = MethodType(kernel, module)
     topology = Topology.build(sizes, CPU)
-    binding = spread(model, topology, recompute="recomputed" in special)
+    binding = spread(model, topology, ops=ops, recompute="recomputed" in special)
     number = topology.loss.size() * PER_RANK
     expected_loss, expected = alone(one, number)
     parts = batches(number)

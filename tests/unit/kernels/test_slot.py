@@ -39,6 +39,12 @@ def test_a_requirement_names_everything_that_is_missing():
     assert Requirement().unmet(CPU) == ()
 
 
+def test_a_compute_capability_is_asked_of_cuda_alone_where_any_device_does():
+    needs = Requirement(min_sm=80)
+    assert needs.unmet(CPU) == needs.unmet(Machine("npu")) == needs.unmet(HOPPER) == ()
+    assert needs.unmet(Machine("cuda", sm=75)) == ("needs SM 80 or newer, here is 75",)
+
+
 def test_a_target_is_imported_when_resolved():
     slot = new_slot()
     slot.register("broken", "no_such_package.at_all:f")
@@ -114,7 +120,7 @@ def test_every_target_of_ours_exists_without_its_package():
 @pytest.mark.parametrize("field", list(SLOTS))
 def test_gpu_backends_are_refused_on_a_cpu(field):
     slot = SLOTS[field]
-    allowed = {"eager", "sdpa", "chunk_loss", "torch"}
+    allowed = {"eager", "sdpa", "chunk_loss", "torch", "grouped_mm"}
     assert set(slot.usable(CPU)) <= allowed
     for backend in set(slot) - allowed:
         with pytest.raises(KernelError, match="cannot run here"):
