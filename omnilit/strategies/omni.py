@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,9 @@ from omnilit.checkpoint.save import DataRank, load_checkpoint, take_snapshot, wr
 from omnilit.checkpoint.together import run_together
 from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
+from omnilit.kernels.machine import Machine
+from omnilit.kernels.overrides import replace_operators
+from omnilit.kernels.products import FLOAT32_PRODUCTS
 from omnilit.logging import get_logger
 from omnilit.models.sequence import layout_of
 from omnilit.parallel import determinism
@@ -46,6 +49,11 @@ log = get_logger(__name__)
 NO_HASH_SEED = (
     "train.enable_full_determinism: PYTHONHASHSEED was not set when Python started, so what goes "
     "by the order of a set of strings may differ between runs; the command line sees to it"
+)
+WIDE_PRODUCTS = (
+    "this CPU has no fast instructions for bfloat16: products of matrices are computed in float32 "
+    "and rounded; with enable_compile those within a block are not, and param_dtype: auto takes "
+    "float32 here for all"
 )
 META_KEYS = ("callbacks", "lr_schedulers", "loops", "omnilit", "pytorch-lightning_version")
 
@@ -69,6 +77,7 @@ class OmniStrategy(ModelParallelStrategy):
         self._topology: Topology | None = None
         self._writer = BackgroundWriter(timeout_s=config.timeout_s)
         self._before: determinism.Settings | None = None
+        self._undo_products: Callable[[], None] | None = None
 
     @property
     def topology(self) -> Topology:
@@ -97,6 +106,7 @@ class OmniStrategy(ModelParallelStrategy):
             torch.set_num_threads(max((os.cpu_count() or 1) // self.num_processes, 1))
         if self.root_device.type == "cpu":
             keep_freed_blocks()
+            self._widen_products()
         self._topology = Topology.build(self.sizes, self.root_device)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._topology.fsdp  # noqa: SLF001 - Lightning's own way
@@ -130,6 +140,9 @@ class OmniStrategy(ModelParallelStrategy):
             if self._before is not None:
                 determinism.restore(self._before)
                 self._before = None
+            if self._undo_products is not None:
+                self._undo_products()
+                self._undo_products = None
 
     @override
     def batch_to_device(
@@ -150,6 +163,14 @@ class OmniStrategy(ModelParallelStrategy):
     def _is_deterministic(self) -> bool:
         arguments = getattr(self.lightning_module, "train_arguments", None)
         return getattr(arguments, "enable_full_determinism", False)
+
+    def _widen_products(self) -> None:
+        mixed = self.config.fsdp_config.mixed_precision
+        compute = mixed.param_dtype if mixed.enable else mixed.master_dtype
+        is_slow = compute == "bfloat16" and not Machine.detect("cpu").has_fast_bf16
+        if is_slow and self._undo_products is None:
+            log.info("%s", WIDE_PRODUCTS)
+            self._undo_products = replace_operators(FLOAT32_PRODUCTS, "CPU")
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
