@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from omnilit.kernels import linear_attention, load_balancing, moe, rms_norm, rope, swiglu
+from omnilit.kernels import load_balancing, moe, rms_norm, rope, swiglu
 from tests.helpers.models import tiny
 
 
@@ -116,34 +116,3 @@ def test_the_balance_loss_equals_transformers_with_its_gradient():
         grads = [torch.autograd.grad(loss, logits) for loss in (ours, theirs)]
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b)
-
-
-def test_gated_norm_equals_qwen3_next():
-    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
-
-    norm, x, gate = Qwen3NextRMSNormGated(8, eps=1e-5), torch.randn(3, 8), torch.randn(3, 8)
-    torch.nn.init.normal_(norm.weight)
-    ours = linear_attention.rms_norm_gated(x, gate, norm.weight, eps=1e-5)
-    torch.testing.assert_close(ours, norm(x, gate))
-
-
-def test_convolution_sees_the_past_of_its_own_segment():
-    x, weight, bias = torch.randn(6, 2), torch.randn(2, 3), torch.randn(2)
-    out = linear_attention.causal_conv1d(x, weight, bias, bounds=(0, 4, 6))
-    third = silu((x[1:4] * weight.t()).sum(0) + bias)
-    first_of_second = silu(x[4] * weight[:, 2] + bias)
-    torch.testing.assert_close(out[3], third)
-    torch.testing.assert_close(out[4], first_of_second)
-    assert out.shape == x.shape
-
-
-def test_delta_rule_equals_qwen3_next_a_segment_at_a_time():
-    from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
-
-    q, k, v = torch.randn(7, 2, 4), torch.randn(7, 2, 4), torch.randn(7, 4, 3)
-    decay, beta = -torch.rand(7, 4), torch.rand(7, 4)
-    ours = linear_attention.chunk_gated_delta_rule(q, k, v, decay, beta, bounds=(0, 3, 7))
-    for a, b in ((0, 3), (3, 7)):
-        part = [x[None, a:b] for x in (q, k, v, decay, beta)]
-        theirs, _ = torch_recurrent_gated_delta_rule(*part, use_qk_l2norm_in_kernel=True)
-        torch.testing.assert_close(ours[a:b], theirs[0], rtol=1e-4, atol=1e-5)
