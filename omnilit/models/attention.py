@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from omnilit.errors import ConfigError, KernelError
 from omnilit.kernels.attention import AttentionKernel, AttentionRule
 from omnilit.models.calls import CallCounter
+from omnilit.models.delta_form import is_delta_net, unbindable_reason
 
 FIELD: Final = "attn_implementation"
 BOUNDARY: Final = "packed attention runs one kernel a segment, between compiled parts"
@@ -24,6 +25,7 @@ _KEY: Final = "model.ops_implementation.attn_implementation"
 _NAME: Final = "omnilit_packed"
 _ATTRIBUTE: Final = "omnilit_attention"
 _PACKABLE_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
+_DELTA_LAYER: Final = "linear_attention"  # packed where it is a gated delta net
 _SLIDING_MASKS: Final = ("create_sliding_window_causal_mask", "create_chunked_causal_mask")
 # Arguments of the interface that change the result and that our kernels do not have.
 _UNSUPPORTED: Final = ("attention_mask", "position_bias", "indices", "block_indices", "sinks")
@@ -185,14 +187,18 @@ def refuse_unpackable(model: PreTrainedModel, modules: Sequence[nn.Module]) -> N
         raise ConfigError(
             key="model.config_path",
             problem=f"{type(model).__name__} cannot be trained on packed sequences: {reason}",
-            fix="choose a model whose layers are full or sliding-window attention",
+            fix="choose a model whose layers are attention, full or sliding, or gated delta nets",
         )
 
 
 def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) -> Iterator[str]:
     if not modules:
         yield "it has no attention that goes through transformers' attention interface"
-    others = set(getattr(model.config, "layer_types", None) or ()) - _PACKABLE_LAYERS
+    delta_nets = [module for module in model.modules() if is_delta_net(module)]
+    yield from filter(None, map(unbindable_reason, delta_nets))
+    layers: list[str] = list(getattr(model.config, "layer_types", None) or ())
+    is_covered = 0 < layers.count(_DELTA_LAYER) == len(delta_nets)
+    others = set(layers) - _PACKABLE_LAYERS - ({_DELTA_LAYER} if is_covered else set())
     if others:
         yield f"its layers include {', '.join(sorted(others))}"
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
@@ -200,10 +206,11 @@ def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) ->
             "its forward takes no position_ids, so positions would go on from one sequence to the "
             "next"
         )
-    if getattr(model, "_is_stateful", False):
+    if getattr(model, "_is_stateful", False) and not is_covered:
         yield "it carries a state along the sequence"
+    inside = {part for net in delta_nets for part in net.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv1d):
+        if isinstance(module, nn.Conv1d) and module not in inside:
             yield f"{name} convolves along the sequence"
     for cls in {type(module) for module in modules}:
         source = inspect.getsource(inspect.unwrap(cls.forward))

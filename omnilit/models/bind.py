@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import FunctionType, MappingProxyType, MethodType, ModuleType
+from types import MappingProxyType, MethodType, ModuleType
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
@@ -16,15 +16,18 @@ from omnilit.errors import KernelError, Problem
 from omnilit.kernels.resolve import KernelSet
 from omnilit.kernels.slot import Kernel
 from omnilit.kernels.slots import SLOTS
-from omnilit.models import attention, head, places
+from omnilit.models import attention, delta_net, head, places
 from omnilit.models import balance as router_balance
 from omnilit.models.calls import CallCounter
+from omnilit.models.namespaces import copy_space, own_forward, rebuild_forward
 from omnilit.types import MicroBatch
 
 _MOE: Final = "moe_implementation"
 _RMS_NORM: Final = "rms_norm_implementation"
 _SWIGLU: Final = "swiglu_mlp_implementation"
 _ROTARY: Final = "rotary_pos_emb_implementation"
+_NORM_GATED: Final = "rms_norm_gated_implementation"
+_DELTA_NET: Final = (delta_net.CONVOLUTION, delta_net.DELTA_RULE)  # bound together, eager too
 _BALANCE: Final = router_balance.FIELD
 
 
@@ -173,12 +176,19 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
     if found[_BALANCE]:
         kernel = kernels.kernel(_BALANCE)
         balance = router_balance.RouterBalance.bind(model, kernel, counter=counter)
+    if found[delta_net.DELTA_RULE]:
+        convolution, rule = (kernels.kernel(field) for field in _DELTA_NET)
+        delta_net.bind_linear_attention(
+            model, convolution=convolution, rule=rule, counter=counter, run=run
+        )
     table = []
     for field, choice in kernels.choices.items():
         if field in (attention.FIELD, head.FIELD):
             number, is_bound = (num_attention if field == attention.FIELD else 1), True
         elif field == _BALANCE:
             number, is_bound = len(found[_BALANCE]), balance is not None
+        elif field in _DELTA_NET:
+            number, is_bound = len(found[field]), bool(found[field])
         else:
             modules = found.get(field, [])
             number, is_bound = len(modules), bool(modules) and choice.backend != "eager"
@@ -247,6 +257,18 @@ def _bind_rms_norm(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCo
         module.forward = MethodType(forward, module)
 
 
+def _bind_norm_gated(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
+    count = counter.adder(_NORM_GATED)
+    for module in modules:
+        eps = places.rms_eps(module)
+
+        def forward(self: nn.Module, hidden: Tensor, gate: Tensor, _eps: float = eps) -> Tensor:
+            count()
+            return kernel(hidden, gate, self.weight, eps=_eps)
+
+        module.forward = MethodType(forward, module)
+
+
 def _bind_swiglu(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
     count = counter.adder(_SWIGLU)
 
@@ -261,43 +283,26 @@ def _bind_swiglu(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCoun
 def _bind_rotary(modules: Sequence[nn.Module], kernel: Kernel, counter: CallCounter) -> None:
     count = counter.adder(_ROTARY)
 
-    def rotary(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def rotary(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
         count()
-        return kernel(*args, **kwargs)
+        width = cos.shape[-1]
+        if width == q.shape[-1]:
+            return kernel(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        turned = kernel(
+            q[..., :width], k[..., :width], cos, sin, unsqueeze_dim=unsqueeze_dim
+        )  # what lies behind is passed on as it is
+        whole = [torch.cat((t, x[..., width:]), -1) for t, x in zip(turned, (q, k), strict=True)]
+        return whole[0], whole[1]
 
     spaces: dict[str, ModuleType] = {}
     for module in modules:
-        forward = type(module).forward
+        forward = own_forward(module)
         source = forward.__globals__["__name__"]
         if source not in spaces:
-            spaces[source] = _copy_space(forward, {places.ROTARY_NAME: rotary}, id(counter))
-        _rebuild_forward(module, spaces[source])
-
-
-def _copy_space(forward: FunctionType, names: dict[str, object], number: int) -> ModuleType:
-    """A module like the one `forward` was written in, with other values for `names`.
-
-    It stands in `sys.modules` under a name of its own: torch.compile guards on globals through
-    the module that they say they belong to.
-    """
-    space = ModuleType(f"{forward.__globals__['__name__']}__omnilit_{number:x}")
-    vars(space).update({**forward.__globals__, "__name__": space.__name__, **names})
-    sys.modules[space.__name__] = space
-    return space
-
-
-def _rebuild_forward(module: nn.Module, space: ModuleType) -> None:
-    """Give one instance a copy of its class's forward whose globals are those of `space`."""
-    forward = type(module).forward
-    copy = FunctionType(
-        forward.__code__,
-        vars(space),
-        forward.__name__,
-        forward.__defaults__,
-        forward.__closure__,
-    )
-    copy.__kwdefaults__, copy.__annotations__ = forward.__kwdefaults__, forward.__annotations__
-    module.forward = MethodType(copy, module)
+            spaces[source] = copy_space(forward, {places.ROTARY_NAME: rotary}, id(counter))
+        rebuild_forward(module, spaces[source])
 
 
 _FINDERS: Final[Mapping[str, Callable[[nn.Module], list[nn.Module]]]] = MappingProxyType(
@@ -306,6 +311,8 @@ _FINDERS: Final[Mapping[str, Callable[[nn.Module], list[nn.Module]]]] = MappingP
         _RMS_NORM: _find(lambda module: places.measure_rms_offset(module) is not None),
         _SWIGLU: _find(places.is_swiglu),
         _ROTARY: _find(places.uses_rotary),
+        _NORM_GATED: _find(places.is_gated_rms_norm),
+        **dict.fromkeys(_DELTA_NET, _find(delta_net.is_delta_net)),
         _BALANCE: lambda model: [model] if places.has_balance_loss(model) else [],
     }
 )
@@ -314,6 +321,7 @@ _BINDERS: Final[Mapping[str, Callable[[Sequence[nn.Module], Kernel, CallCounter]
         {
             _MOE: _bind_experts,
             _RMS_NORM: _bind_rms_norm,
+            _NORM_GATED: _bind_norm_gated,
             _SWIGLU: _bind_swiglu,
             _ROTARY: _bind_rotary,
         }

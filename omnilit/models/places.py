@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from omnilit.kernels import rms_norm, rope, swiglu
+from omnilit.kernels import linear_attention, rms_norm, rope, swiglu
 
 ROTARY_NAME: Final = "apply_rotary_pos_emb"
 _GLU_NAMES: Final = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
@@ -52,20 +52,43 @@ def measure_rms_offset(module: nn.Module) -> float | None:
     looks = type(module).__name__.endswith("RMSNorm") and list(parameters) == ["weight"]
     if not looks or len(inspect.signature(type(module).forward).parameters) != 2:
         return None
-    weight = torch.linspace(0.5, 1.5, parameters["weight"].shape[0], device="cpu")
-    x = torch.linspace(-1, 2, weight.numel(), device="cpu")[None]
-    probe = object.__new__(type(module))
-    nn.Module.__init__(probe)
-    settings = {key: value for key, value in vars(module).items() if not key.startswith("_")}
-    vars(probe).update({key: value for key, value in settings.items() if key != "forward"})
-    probe.weight = nn.Parameter(weight)
+    weight, x = _probe_of(parameters["weight"].shape[0])
     with torch.no_grad():
-        out = type(module).forward(probe, x)
+        out = type(module).forward(_twin(module, weight), x)
         for offset in (0.0, 1.0):
             expected = rms_norm.eager(x, weight, eps=rms_eps(module), offset=offset)
             if torch.allclose(out, expected, rtol=1e-5, atol=1e-6):
                 return offset
     return None
+
+
+def is_gated_rms_norm(module: nn.Module) -> bool:
+    """True for an RMSNorm that multiplies by w, and then by the SiLU of a gate."""
+    parameters = dict(module.named_parameters(recurse=False))
+    looks = type(module).__name__.endswith("RMSNormGated") and list(parameters) == ["weight"]
+    if not looks or len(inspect.signature(type(module).forward).parameters) != 3:
+        return False
+    weight, x = _probe_of(parameters["weight"].shape[0])
+    with torch.no_grad():
+        out = type(module).forward(_twin(module, weight), x, x.flip(-1))
+    expected = linear_attention.rms_norm_gated(x, x.flip(-1), weight, eps=rms_eps(module))
+    return torch.allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+def _probe_of(width: int) -> tuple[Tensor, Tensor]:
+    """Weight and input that tell one norm from another."""
+    x = torch.linspace(-1, 2, width, device="cpu")[None]
+    return torch.linspace(0.5, 1.5, width, device="cpu"), x
+
+
+def _twin(module: nn.Module, weight: Tensor) -> nn.Module:
+    """Another module of the same class and settings, with a weight of its own on the CPU."""
+    twin = object.__new__(type(module))
+    nn.Module.__init__(twin)
+    settings = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    vars(twin).update({key: value for key, value in settings.items() if key != "forward"})
+    twin.weight = nn.Parameter(weight)
+    return twin
 
 
 def rms_eps(module: nn.Module) -> float:
@@ -75,6 +98,7 @@ def rms_eps(module: nn.Module) -> float:
 
 
 def _rotates_halves(function: Callable[..., Any]) -> bool:
+    """Whether it does so to whole heads and, if to a part of each, to the first one."""
     shape = (1, 1, 3, 4)
     q = torch.linspace(-1, 1, 12, device="cpu").reshape(shape)
     angles = torch.linspace(0, 1, 6, device="cpu").reshape(1, 3, 2).repeat(1, 1, 2)
@@ -83,7 +107,15 @@ def _rotates_halves(function: Callable[..., Any]) -> bool:
         turned, _ = function(q, q, cos, sin)
     except (RuntimeError, TypeError):  # another layout of cosines, or another signature
         return False
-    return torch.allclose(turned, rope.eager(q, q, cos, sin)[0])
+    if not torch.allclose(turned, rope.eager(q, q, cos, sin)[0]):
+        return False
+    cos, sin = cos[..., ::2], sin[..., ::2]
+    try:
+        turned, _ = function(q, q, cos, sin)
+    except RuntimeError:  # it knows whole heads only
+        return True
+    part = rope.eager(q[..., :2], q[..., :2], cos, sin)[0]
+    return torch.allclose(turned, torch.cat((part, q[..., 2:]), -1))
 
 
 def has_balance_loss(model: nn.Module) -> bool:

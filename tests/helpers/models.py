@@ -68,6 +68,27 @@ def _gpt_oss() -> hf.PreTrainedConfig:
     return hf.GptOssConfig(**_without(**sizes, intermediate_size=32, rope_parameters=rope))
 
 
+# One layer of linear attention whose heads differ in number and width, one of full attention
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+
+
+def _with_delta(**more: Any) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    sections = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    return {**BASE, **_DELTA, "rope_parameters": rope | sections, **more}
+
+
+def _delta_moe() -> dict[str, Any]:
+    return {**_MOE, "num_experts": 8, "shared_expert_intermediate_size": 32}
+
+
 _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "qwen3": lambda: hf.Qwen3Config(**BASE, tie_word_embeddings=False),
     "qwen3_tied": lambda: hf.Qwen3Config(**BASE, tie_word_embeddings=True),
@@ -83,6 +104,12 @@ _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "gpt_oss": _gpt_oss,
     "deepseek_v2": _deepseek_v2,
     "deepseek_v3": _deepseek_v3,
+    "qwen3_5": lambda: hf.Qwen3_5TextConfig(**_with_delta()),
+    "qwen3_5_moe": lambda: hf.Qwen3_5MoeTextConfig(
+        **{k: v for k, v in _with_delta(**_delta_moe()).items() if k != "intermediate_size"}
+    ),
+    "qwen3_next": lambda: hf.Qwen3NextConfig(**_with_delta(**_delta_moe())),
+    "olmo_hybrid": lambda: hf.OlmoHybridConfig(**_without("head_dim", **_DELTA)),
 }
 
 

@@ -308,4 +308,5 @@ def test_deepcopy_keeps_the_binding():
 
 def test_finders_and_binders_cover_the_same_slots():
     own = {"load_balancing_loss_implementation"}  # reads what leaves the model, as the head does
+    own |= set(bind_module._DELTA_NET)  # bound together, with the state that both share
     assert bind_module._FINDERS.keys() == bind_module._BINDERS.keys() | own
