@@ -11,50 +11,21 @@ from torch.distributed import ProcessGroup
 
 
 def eager(
-    router_logits: Sequence[Tensor],
-    *,
-    num_experts: int,
-    top_k: int,
-    is_real: Tensor | None = None,
-    group: ProcessGroup | None = None,
-) -> Tensor:
-    """How unevenly tokens are spread over experts: `top_k` when even, more otherwise.
-
-    With f_e the share of routed slots a token gives to expert e and P_e the mean probability
-    of e, both over the tokens of all layers, the loss is E * sum_e f_e P_e. Only P has gradient.
-
-    Ranks that hold parts of the same tokens count f together, and each adds its own part of P.
-    The loss is not linear in the tokens, so a mean of the parts' own losses would be another one.
-
-    Args:
-        router_logits: One tensor [T, E] a layer.
-        num_experts: E.
-        top_k: Experts a token is sent to.
-        is_real: True for the tokens [T] that count; all where None.
-        group: The ranks that hold the other tokens; None where this one holds all. Each calls.
-
-    Returns:
-        A float32 scalar; with a group this rank's share, which add up over it to the loss.
-
-    Source: Switch Transformers, arXiv 2101.03961, equations 4 to 6, with top_k > 1.
-    """
-    sums = add_up(router_logits, num_experts=num_experts, top_k=top_k, is_real=is_real)
-    return of_sums(sums, num_experts=num_experts, group=group)
-
-
-def add_up(
     router_logits: Sequence[Tensor], *, num_experts: int, top_k: int, is_real: Tensor | None = None
 ) -> Tensor:
     """What layers add to the loss, which is a function of the sum over all of them.
 
+    So a pipeline's stages and ranks that hold parts of the same tokens add up what a kernel gives.
+
     Args:
-        router_logits: See `eager`; at least one layer.
+        router_logits: One tensor [T, E] a layer; at least one.
         num_experts: E.
         top_k: Experts a token is sent to.
-        is_real: True for the tokens that count.
+        is_real: True for the tokens [T] that count; all where None.
 
     Returns:
-        Routed slots and probabilities of each expert, and rows, [2 E + 1]; float32.
+        Routed slots and probabilities of each expert, and rows, [2 E + 1]; float32. Only the
+        probabilities have gradient.
     """
     logits = torch.cat([layer if is_real is None else layer[is_real] for layer in router_logits])
     probabilities = logits.float().softmax(-1)
@@ -65,7 +36,24 @@ def add_up(
 
 
 def of_sums(sums: Tensor, *, num_experts: int, group: ProcessGroup | None = None) -> Tensor:
-    """The loss of what `add_up` gave of all layers, added up; see `eager`."""
+    """How unevenly tokens are spread over experts: `top_k` when even, more otherwise.
+
+    With f_e the share of routed slots a token gives to expert e and P_e the mean probability
+    of e, both over the tokens of all layers, the loss is E * sum_e f_e P_e. Only P has gradient.
+
+    Ranks that hold parts of the same tokens count f together, and each adds its own part of P.
+    The loss is not linear in the tokens, so a mean of the parts' own losses would be another one.
+
+    Args:
+        sums: What the kernel gave of all layers, added up.
+        num_experts: E.
+        group: The ranks that hold the other tokens; None where this one holds all. Each calls.
+
+    Returns:
+        A float32 scalar; with a group this rank's share, which add up over it to the loss.
+
+    Source: Switch Transformers, arXiv 2101.03961, equations 4 to 6, with top_k > 1.
+    """
     slots_E, probabilities_E, rows = sums.split([num_experts, num_experts, 1])
     counts = torch.cat([slots_E, rows]).detach()
     if group is not None and dist.get_world_size(group) > 1:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from omnilit.errors import KernelError, Problem, suggest
 from omnilit.kernels.machine import Machine
 
 Kernel = Callable[..., Any]  # each slot documents its own signature, in its eager reference
+_STAND_INS: Final = MappingProxyType({"triton": "triton-ascend"})  # the same module, for Ascend
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +20,14 @@ class Requirement:
     """What a backend needs from the machine.
 
     Args:
-        device: Device type, or `any`.
+        device: Device type, `accelerator` for any but a CPU, or `any`.
         min_sm: Lowest CUDA compute capability, as major * 10 + minor; asked of CUDA alone where
             the device may be any.
         max_sm: Highest one, likewise.
         packages: Distributions that must be installed.
     """
 
-    device: Literal["any", "cpu", "cuda", "npu"] = "any"
+    device: Literal["any", "accelerator", "cpu", "cuda", "npu"] = "any"
     min_sm: int | None = None
     max_sm: int | None = None
     packages: tuple[str, ...] = ()
@@ -33,11 +35,17 @@ class Requirement:
     def unmet(self, machine: Machine) -> tuple[str, ...]:
         """Every reason why `machine` does not do; empty where it does."""
         reasons = []
-        if self.device not in ("any", machine.device):
-            reasons.append(f"needs {self.device}, this machine trains on {machine.device}")
+        kind = "cpu" if machine.device == "cpu" else "accelerator"
+        if self.device not in ("any", kind, machine.device):
+            wanted = "cuda or npu" if self.device == "accelerator" else self.device
+            reasons.append(f"needs {wanted}, this machine trains on {machine.device}")
         if self.device == "cuda" or machine.device == "cuda":
             reasons += self._unmet_sm(machine.sm)
-        missing = [name for name in self.packages if name not in machine.packages]
+        missing = [
+            name
+            for name in self.packages
+            if not {name, _STAND_INS.get(name)} & set(machine.packages)
+        ]
         reasons += [f"package {name} is not installed" for name in missing]
         return tuple(reasons)
 

@@ -116,12 +116,12 @@ class RouterBalance:
             before: The same of the stages before.
 
         Returns:
-            The sums up to here, [2 E + 1]; see `load_balancing.add_up`.
+            The sums up to here, [2 E + 1]; see `load_balancing.eager`.
         """
         logits, self._logits = self._logits, ()
         if logits:
             self._counter.add(FIELD)
-            own = load_balancing.add_up(
+            own = self._kernel(
                 logits, num_experts=self.num_experts, top_k=self.top_k, is_real=batch.is_real
             )
         else:  # a stage without experts; its sums have a gradient like all others
@@ -150,19 +150,8 @@ class RouterBalance:
         Returns:
             A scalar; the shares of `group` add up to the whole, and so do their gradients.
         """
-        if before is not None:
-            sums = self.add_up(batch, before)
-            loss = load_balancing.of_sums(sums, num_experts=self.num_experts, group=group)
-        else:
-            logits, self._logits = self._logits, ()
-            self._counter.add(FIELD)
-            loss = self._kernel(
-                logits,
-                num_experts=logits[0].shape[-1],
-                top_k=self.top_k,
-                is_real=batch.is_real,
-                group=group,
-            )
+        sums = self.add_up(batch, before)
+        loss = load_balancing.of_sums(sums, num_experts=self.num_experts, group=group)
         num_targets = (batch.labels != IGNORE).sum()
         if group is not None and dist.get_world_size(group) > 1:
             dist.all_reduce(num_targets, group=group)

@@ -198,9 +198,15 @@ def balance_shares() -> tuple[float, Tensor]:
     half = [layer.detach().requires_grad_() for layer in half]
     is_real = None if rank == 0 else torch.tensor([True, True, True, False])
     group = dist.group.WORLD
-    share = load_balancing.eager(half, num_experts=6, top_k=2, is_real=is_real, group=group)
+    sums = load_balancing.eager(half, num_experts=6, top_k=2, is_real=is_real)
+    share = load_balancing.of_sums(sums, num_experts=6, group=group)
     share.backward()
     return share.item(), torch.stack([cast("Tensor", layer.grad) for layer in half])
+
+
+def balance_loss(logits: list[Tensor], is_real: Tensor | None = None) -> Tensor:
+    sums = load_balancing.eager(logits, num_experts=6, top_k=2, is_real=is_real)
+    return load_balancing.of_sums(sums, num_experts=6)
 
 
 def whole_logits() -> list[Tensor]:
@@ -211,12 +217,12 @@ def whole_logits() -> list[Tensor]:
 def test_halves_of_a_micro_batch_share_its_balance_loss_and_gradient(tmp_path):
     whole = [layer.requires_grad_() for layer in whole_logits()]
     is_real = torch.arange(9) < 8
-    loss = load_balancing.eager(whole, num_experts=6, top_k=2, is_real=is_real)
+    loss = balance_loss(whole, is_real)
     loss.backward()
     (one, of_one), (other, of_other) = run_ranks(balance_shares, 2, tmp_path=tmp_path)
     assert one + other == pytest.approx(loss.item(), rel=1e-6)
     found = torch.cat([of_one, of_other], dim=1)
     torch.testing.assert_close(found, torch.stack([cast("Tensor", w.grad) for w in whole]))
     halves = [[layer[:5] for layer in whole], [layer[5:8] for layer in whole]]
-    mean = sum(load_balancing.eager(h, num_experts=6, top_k=2).item() for h in halves) / 2
+    mean = sum(balance_loss(half).item() for half in halves) / 2
     assert abs(mean - loss.item()) > 0.01, "a mean of halves would do as well"

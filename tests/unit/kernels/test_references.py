@@ -98,7 +98,8 @@ def test_experts_skip_ids_past_the_last_one():
 
 def test_the_balance_loss_of_an_even_router_is_top_k():
     logits = 20 * torch.eye(4).repeat(3, 1) + 10 * torch.eye(4).roll(1, 0).repeat(3, 1)
-    loss = load_balancing.eager([logits, logits], num_experts=4, top_k=2)
+    sums = load_balancing.eager([logits, logits], num_experts=4, top_k=2)
+    loss = load_balancing.of_sums(sums, num_experts=4)
     assert loss.item() == pytest.approx(2.0, rel=1e-4)
 
 
@@ -108,7 +109,8 @@ def test_the_balance_loss_equals_transformers_with_its_gradient():
     logits = [torch.randn(7, 8, requires_grad=True) for _ in range(2)]
     is_real = torch.tensor([1, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
     for mask in (None, is_real):
-        ours = load_balancing.eager(logits, num_experts=8, top_k=2, is_real=mask)
+        sums = load_balancing.eager(logits, num_experts=8, top_k=2, is_real=mask)
+        ours = load_balancing.of_sums(sums, num_experts=8)
         row: Any = None if mask is None else mask[None].long()
         theirs = load_balancing_loss_func((logits[0], logits[1]), 8, 2, row)  # type: ignore[arg-type]
         assert isinstance(theirs, torch.Tensor)

@@ -125,3 +125,13 @@ def test_gpu_backends_are_refused_on_a_cpu(field):
     for backend in set(slot) - allowed:
         with pytest.raises(KernelError, match="cannot run here"):
             slot.resolve(backend, CPU)
+
+
+def test_an_accelerator_is_any_device_but_a_cpu():
+    needs = Requirement("accelerator", packages=("triton",))
+    ascend = Machine("npu", packages={"triton-ascend": "3"})  # brings the module triton too
+    assert needs.unmet(HOPPER) == needs.unmet(ascend) == ()
+    assert needs.unmet(CPU) == (
+        "needs cuda or npu, this machine trains on cpu",
+        "package triton is not installed",
+    )
