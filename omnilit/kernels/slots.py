@@ -10,6 +10,7 @@ from omnilit.kernels.slot import OpSlot, Requirement
 
 _KEY: Final = "model.ops_implementation"
 _KERNELS: Final = "omnilit.kernels"
+_OURS: Final = f"{_KERNELS}.triton"
 _LIGER: Final = Requirement("cuda", packages=("liger-kernel", "triton"))
 _FLA: Final = Requirement("cuda", packages=("flash-linear-attention", "triton"))
 _TRITON: Final = Requirement("cuda", packages=("triton",))
@@ -39,7 +40,8 @@ def _moe() -> OpSlot:
     slot = OpSlot("moe", key=f"{_KEY}.moe_implementation", eager=f"{_KERNELS}.moe:eager")
     slot.register("torch", f"{_KERNELS}.moe_by_expert:by_expert")
     slot.register("grouped_mm", f"{_KERNELS}.moe_grouped:grouped_mm", Requirement(min_sm=80))
-    slot.register("fused_triton", None, Requirement("cuda", min_sm=70, packages=("triton",)))
+    needs = Requirement("cuda", min_sm=70, packages=("triton",))
+    slot.register("fused_triton", f"{_OURS}.moe:fused", needs)
     slot.register("fused_quack", None, Requirement("cuda", min_sm=90, packages=("quack-kernels",)))
     slot.register("fused_npu", None, _NPU)
     return slot
@@ -60,7 +62,7 @@ def _rms_norm() -> OpSlot:
     slot.register("torch", f"{_KERNELS}.rms_norm:lean")
     slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:rms_norm", _LIGER)
     slot.register("npu", None, _NPU)
-    slot.register("triton", None, _TRITON)
+    slot.register("triton", f"{_OURS}.rms_norm:rms_norm", _TRITON)
     return slot
 
 
@@ -76,14 +78,15 @@ def _rotary() -> OpSlot:
     slot = OpSlot("rotary_pos_emb", key=key, eager=f"{_KERNELS}.rope:eager")
     slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:rotary", _LIGER)
     slot.register("npu", None, _NPU)
-    slot.register("triton", None, _TRITON)
+    slot.register("triton", f"{_OURS}.rope:rotary", _TRITON)
     return slot
 
 
 def _load_balancing() -> OpSlot:
     key = f"{_KEY}.load_balancing_loss_implementation"
     slot = OpSlot("load_balancing_loss", key=key, eager=f"{_KERNELS}.load_balancing:eager")
-    slot.register("triton", None, Requirement(packages=("triton",)))
+    needs = Requirement("accelerator", packages=("triton",))
+    slot.register("triton", f"{_OURS}.load_balancing:sums", needs)
     return slot
 
 

@@ -69,6 +69,24 @@ def test_only_families_ask_for_a_model_type():
     assert not found
 
 
+def test_only_our_triton_kernels_import_triton():
+    found = [
+        f"{name(path)}: {module}"
+        for path, tree in TREES.items()
+        if "triton" not in path.parts
+        for node in ast.walk(tree)
+        for module in imported_by(node)
+        if "triton" in module.split(".")
+    ]
+    assert not found
+
+
+def imported_by(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
 def test_init_files_only_re_export():
     allowed = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign)
     found = [

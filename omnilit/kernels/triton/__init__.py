@@ -1,0 +1,1 @@
+"""Our own Triton kernels; each module is imported when a model is bound to what it holds."""
