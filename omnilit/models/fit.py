@@ -16,6 +16,7 @@ from omnilit.models.families.tensor_plans import plan_of
 # Configurations name the same thing differently; layers of one model may differ in it too
 HEADS: Final = ("num_attention_heads", "swa_num_attention_heads")
 KV_HEADS: Final = ("num_key_value_heads", "swa_num_key_value_heads", "num_global_key_value_heads")
+DELTA_HEADS: Final = ("linear_num_value_heads",)
 ATTENTION: Final = re.compile(r"att(entio)?n\b")
 BY_HEADS: Final = "colwise"  # others split a projection and gather its output
 EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -30,6 +31,7 @@ class ModelNumbers:
         layers: Decoder blocks.
         heads: Attention heads: one number, or several where layers differ.
         kv_heads: Those of keys and values, likewise.
+        delta_heads: Those of the values in linear attention, likewise; empty without it.
         experts: Of one layer; 0 for a dense model.
         hidden: Width of the residual stream.
         vocab: Rows of the embedding.
@@ -43,6 +45,7 @@ class ModelNumbers:
     layers: int
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
+    delta_heads: tuple[int, ...]
     experts: int
     hidden: int
     vocab: int
@@ -62,6 +65,7 @@ class ModelNumbers:
             layers=getattr(text, "num_hidden_layers", 0),
             heads=heads,
             kv_heads=_numbers(text, KV_HEADS) or heads,
+            delta_heads=_numbers(text, DELTA_HEADS),
             experts=max(experts, default=0),
             hidden=getattr(text, "hidden_size", 0),
             vocab=getattr(text, "vocab_size", 0),
@@ -98,7 +102,7 @@ def check_fit(config: PreTrainedConfig, sizes: ParallelSizes, *, stages_per_rank
 
 def divides_model(sizes: ParallelSizes) -> bool:
     """Whether the sizes ask anything of a model's numbers at all."""
-    return max(sizes.tp_size, sizes.ulysses_size, sizes.ep_size, sizes.pp_size) > 1
+    return max(sizes.tp_size, sizes.sequence_size, sizes.ep_size, sizes.pp_size) > 1
 
 
 def fit_problems(
@@ -114,6 +118,7 @@ def fit_problems(
     return [
         *_matrices(sizes, numbers),
         *_heads(sizes, numbers),
+        *_delta_heads(sizes, numbers),
         *_experts(sizes, numbers),
         *_stages(sizes.pp_size, sizes.pp_size * stages_per_rank, numbers),
     ]
@@ -156,6 +161,22 @@ def _heads(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
         for count in numbers.heads
         if count % tp_size == 0 and count % (sizes.ulysses_size * tp_size)
     ][:1]
+
+
+def _delta_heads(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
+    """Linear attention trades heads for tokens with all ranks that share a row."""
+    split = [("ulysses_size", sizes.ulysses_size), ("cp_size", sizes.cp_size)]
+    parts = [(name, size) for name, size in split if size > 1]
+    names = [name for name, _ in parts]
+    return [
+        Problem(
+            f"{ACCELERATOR}.{names[0]}",
+            _undivided(describe(parts), count, "value heads of linear attention", numbers),
+            _divisor_of(count, names),
+        )
+        for count in numbers.delta_heads
+        if count % sizes.sequence_size
+    ]
 
 
 def _experts(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:

@@ -16,6 +16,8 @@ from omnilit.kernels.attention import AttentionKernel, AttentionRule
 from omnilit.kernels.pieces import attend_spans
 from omnilit.logging import get_logger
 from omnilit.models.attention import bound_attention
+from omnilit.models.delta_net import bound_linear_attention
+from omnilit.models.delta_sequence import split_linear_attention
 from omnilit.models.projections import overlap_exchanges
 from omnilit.models.ring import Ring
 from omnilit.models.sequence_fit import check_sequence_fit
@@ -146,6 +148,9 @@ def split_attention(model: PreTrainedModel, topology: Topology, config: Accelera
             else:
                 kernel = Ulysses(kernel)
         attention.kernel, attention.num_parts = kernel, num_parts
+    linear = bound_linear_attention(model)
+    if linear is not None:
+        split_linear_attention(linear, layout, topology.sequence.get_group())
     log.info("sequences: %s", _describe(layout, config))
 
 

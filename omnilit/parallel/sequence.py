@@ -62,6 +62,22 @@ class SequenceLayout:
         parts = zip(ranked[: self.cp_size], reversed(ranked[self.cp_size :]), strict=True)
         return [chunk for part in parts for chunk in sorted(part)]
 
+    def unit_order(self, bounds: Sequence[int]) -> list[int]:
+        """The row in the order in which ranks hold it, in the largest equal parts that do so.
+
+        Args:
+            bounds: Ends of the row's segments.
+
+        Returns:
+            Numbers of `multiple` parts of the row without gaps: as many of each rank, in turn.
+        """
+        per_chunk = self.multiple // (self.cp_size * self._chunks_per_part)
+        return [
+            chunk * per_chunk + unit
+            for chunk in self.chunk_order(bounds)
+            for unit in range(per_chunk)
+        ]
+
     def spans(self, cp_rank: int, bounds: Sequence[int]) -> list[tuple[int, int]]:
         """Start and end of the chunks of one part, which its Ulysses ranks hold together.
 

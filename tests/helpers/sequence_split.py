@@ -126,8 +126,8 @@ def expected(case: Case, data_size: int) -> Result:
     return loss.item(), gradients_of(model)
 
 
-def check(found: Result, case: Case, num_ranks: int) -> Deviation:
-    """Loss within 1e-5 and every gradient within 1e-5 of its largest entry.
+def check(found: Result, case: Case, num_ranks: int, *, rtol: float = 1e-5) -> Deviation:
+    """Loss within 1e-5 and every gradient within `rtol` of its largest entry.
 
     Raises:
         AssertionError: With the case's name.
@@ -136,7 +136,7 @@ def check(found: Result, case: Case, num_ranks: int) -> Deviation:
     loss, gradients = expected(case, num_ranks // sharing)
     assert abs(found[0] / loss - 1) < 1e-5, f"{case}: loss {found[0]}, not {loss}"
     try:
-        return compare(found[1], gradients, rtol=1e-5)
+        return compare(found[1], gradients, rtol=rtol)
     except AssertionError as error:
         raise AssertionError(f"{case}: {error}") from error
 

@@ -73,6 +73,12 @@ def test_layers_may_differ():
          "ep_size 3 does not divide the 8 experts of qwen3_moe", "use a divisor: 1, 2, 4, 8"),
         (QWEN, {"pp_size": 3}, "pp_size", "3 stages are more than the 2 layers of qwen3",
          "use at most 2"),
+        ("qwen3_5", {"cp_size": 3}, "cp_size",
+         "cp_size 3 does not divide the 4 value heads of linear attention of qwen3_5_text",
+         "use a divisor: 1, 2, 4"),
+        ("qwen3_next", {"ulysses_size": 4, "cp_size": 2}, "ulysses_size",
+         ("ulysses_size 4 * cp_size 2 = 8 does not divide the 4 value heads of linear attention of "
+         "qwen3_next"), "choose ulysses_size * cp_size among 1, 2, 4"),
         ("qwen3_tied", {"pp_size": 2}, "pp_size",
          ("head and embedding of qwen3 are one matrix (tie_word_embeddings), which its first and "
          "its last stage would both train"),
@@ -120,6 +126,7 @@ def test_all_axes_are_told_at_once():
         (QWEN, {"pp_size": 2, "tp_size": 2}),
         (QWEN, {"cp_size": 8}),
         ("qwen3_moe", {"ep_size": 8}),
+        ("qwen3_5", {"ulysses_size": 2, "cp_size": 2}),  # fewer key heads than ranks
         ("qwen3_tied", {"tp_size": 2}),
         ("deepseek_v3", {"tp_size": 8, "ulysses_size": 4}),  # its plan leaves attention whole
     ],
@@ -128,7 +135,7 @@ def test_what_a_model_can_be_divided_into_passes(family: str, asked: dict[str, i
     assert fit_problems(sizes(**asked), ModelNumbers.of(tiny_config(family))) == []
 
 
-def test_data_and_context_parallelism_ask_nothing_of_a_model():
-    assert not divides_model(sizes(dp_shard_size=8, dp_replicate_size=2, cp_size=2))
-    names = ("tp_size", "ep_size", "pp_size", "ulysses_size")
+def test_data_parallelism_asks_nothing_of_a_model():
+    assert not divides_model(sizes(dp_shard_size=8, dp_replicate_size=2))
+    names = ("tp_size", "ep_size", "pp_size", "ulysses_size", "cp_size")
     assert all(divides_model(sizes(**{name: 2})) for name in names)

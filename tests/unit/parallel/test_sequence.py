@@ -122,6 +122,14 @@ def test_ulysses_splits_a_part_in_order(layout):
         assert index.tolist() == [at for start, end in spans for at in range(start, end)]
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, SequenceLayout(2, 3)], ids=str)
+@pytest.mark.parametrize("bounds", [(0, 96), (0, 7, 30, 96)], ids=str)
+def test_units_in_their_order_are_what_ranks_hold(layout, bounds):
+    held = torch.cat([layout.index(rank, bounds) for rank in range(layout.num_parts)])
+    units = torch.arange(bounds[-1]).chunk(layout.multiple)
+    assert torch.equal(torch.cat([units[number] for number in layout.unit_order(bounds)]), held)
+
+
 @pytest.mark.parametrize(
     ("bounds", "order"),
     [
