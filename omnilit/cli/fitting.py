@@ -34,7 +34,7 @@ def find_misfits(view: View, wrong: Collection[str]) -> list[Problem]:
     """
     if any(path in wrong for path in (*SIZES, ASYNC, METHOD, PER_RANK, *MODEL)):
         return []
-    if not divides_model(sizes_of(view)) and view[METHOD] == "gather":
+    if not divides_model(sizes_of(view)):
         return []
     try:
         config = read_config(view)

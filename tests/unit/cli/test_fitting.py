@@ -48,7 +48,13 @@ def test_what_has_a_problem_already_is_not_judged(wrong: str, folder: str):
 
 
 def test_without_an_axis_that_divides_the_model_nothing_is_read():
-    assert misfits({CONFIG: "/no/such/folder", "train.accelerator.cp_size": 2}) == []
+    assert misfits({CONFIG: "/no/such/folder", "train.accelerator.dp_replicate_size": 2}) == []
+
+
+def test_heads_of_linear_attention_are_held_against_context_parallelism(tmp_path: Path):
+    tiny_config("qwen3_5").save_pretrained(tmp_path)
+    (problem,) = misfits({CONFIG: str(tmp_path), CP: 3})
+    assert problem.startswith(f"{CP}: cp_size 3 does not divide the 4 value heads of linear")
 
 
 def test_how_sequences_are_split_is_held_against_the_model(tmp_path: Path):
