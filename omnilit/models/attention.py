@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,18 +17,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from omnilit.errors import ConfigError, KernelError
 from omnilit.kernels.attention import AttentionKernel, AttentionRule
+from omnilit.models.blocks import decoder_blocks
 from omnilit.models.calls import CallCounter
 from omnilit.models.delta_form import is_delta_net, unbindable_reason
+from omnilit.models.layer_mask import CHUNKED, LayerMask
 
 FIELD: Final = "attn_implementation"
 BOUNDARY: Final = "packed attention runs one kernel a segment, between compiled parts"
 _KEY: Final = "model.ops_implementation.attn_implementation"
 # transformers reads meaning into "sdpa" and "flash" inside a name, so ours holds neither.
 _NAME: Final = "omnilit_packed"
+BOUNDS: Final = "cu_seq_lens_q"  # transformers' name, which most of its models hand on
 _ATTRIBUTE: Final = "omnilit_attention"
-_PACKABLE_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
+_PACKABLE_LAYERS: Final = frozenset({"full_attention", "sliding_attention", CHUNKED})
 _DELTA_LAYER: Final = "linear_attention"  # packed where it is a gated delta net
-_SLIDING_MASKS: Final = ("create_sliding_window_causal_mask", "create_chunked_causal_mask")
 # Arguments of the interface that change the result and that our kernels do not have.
 _UNSUPPORTED: Final = ("attention_mask", "position_bias", "indices", "block_indices", "sinks")
 
@@ -53,10 +57,26 @@ class PackedRun:
 
     Attributes:
         is_on: True inside of `going_on`.
+        segments: Of the block that runs, where its code does not hand them on.
     """
 
     def __init__(self) -> None:
         self.is_on = False
+        self.segments: Segments | None = None
+
+    def listen(self, block: nn.Module) -> None:
+        """Note what a block is given whose own code keeps it from its attention.
+
+        The block gets a class of its own: recomputation runs what stands in the class again, and
+        with the same arguments, where a hook would run once.
+        """
+        run, known = self, type(block)
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            run.segments = kwargs.get(BOUNDS)
+            return known.forward(self, *args, **kwargs)
+
+        block.__class__ = type(known.__name__, (known,), {"forward": forward})
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -76,12 +96,14 @@ class ModuleAttention:
         kernel: The backend, or what spreads it over ranks.
         counter: Counts the calls until the first step is checked.
         run: Whether bounds have to come.
+        mask: What the model leaves to a mask.
         num_parts: Ranks that share the tokens between the bounds.
     """
 
     kernel: AttentionKernel
     counter: CallCounter
     run: PackedRun
+    mask: LayerMask
     num_parts: int = 1
 
 
@@ -110,7 +132,12 @@ def bind_attention(
     ALL_ATTENTION_FUNCTIONS.register(_NAME, packed_attention)
     model.set_attn_implementation(_NAME)
     for module in modules:
-        setattr(module, _ATTRIBUTE, ModuleAttention(kernel, counter, run))
+        mask = LayerMask.of(module)
+        assert mask is not None, "checked with what cannot be packed"
+        setattr(module, _ATTRIBUTE, ModuleAttention(kernel, counter, run, mask))
+    for block in decoder_blocks(model):
+        if not _hands_on(block):
+            run.listen(block)
     model.register_forward_pre_hook(_refuse_padding, with_kwargs=True)
     return len(modules)
 
@@ -155,19 +182,21 @@ def packed_attention(
     given = {"attention_mask": attention_mask, **kwargs}
     if bound is None or any(given.get(name) is not None for name in _UNSUPPORTED):
         raise _refusal(module, is_bound=bound is not None, given=given)
-    segments = kwargs.get("cu_seq_lens_q")
+    segments = kwargs.get(BOUNDS) or bound.run.segments
     if segments is None and bound.run.is_on:
         raise _without_bounds(module)
     bound.counter.add(FIELD)
     is_causal = kwargs.get("is_causal")
     rule = AttentionRule(
         scale=scaling,
-        window=kwargs.get("sliding_window"),
+        window=kwargs.get("sliding_window") or bound.mask.window,
         softcap=kwargs.get("softcap"),
         dropout=dropout,
         is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
     )
-    bounds = _checked_bounds(segments, query, key, bound.num_parts)
+    bounds = bound.mask.part(_checked_bounds(segments, query, key, bound.num_parts))
+    if bound.mask.chunk is not None and key.shape[2] != query.shape[2]:
+        raise _with_cache(module)
     sinks = kwargs.get("s_aux")
     return bound.kernel(query, key, value, bounds=bounds, rule=rule, sinks_N=sinks), None
 
@@ -201,6 +230,8 @@ def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) ->
     others = set(layers) - _PACKABLE_LAYERS - ({_DELTA_LAYER} if is_covered else set())
     if others:
         yield f"its layers include {', '.join(sorted(others))}"
+    if getattr(model.config.get_text_config(), "is_decoder", True) is False:
+        yield "its tokens see those behind them (is_decoder: false in its configuration)"
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         yield (
             "its forward takes no position_ids, so positions would go on from one sequence to the "
@@ -212,11 +243,9 @@ def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) ->
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d) and module not in inside:
             yield f"{name} convolves along the sequence"
-    for cls in {type(module) for module in modules}:
-        source = inspect.getsource(inspect.unwrap(cls.forward))
-        builders = vars(inspect.getmodule(cls))
-        if "sliding_window" not in source and any(mask in builders for mask in _SLIDING_MASKS):
-            yield f"{cls.__name__} leaves its window to a mask"
+    for module in modules:
+        if LayerMask.of(module) is None:
+            yield f"{type(module).__name__} leaves its window to a mask and does not say its layer"
 
 
 def _refuse_padding(module: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -236,6 +265,13 @@ def is_attention(module: nn.Module) -> bool:
     forward = inspect.unwrap(type(module).forward)
     code = getattr(forward, "__code__", None)
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _hands_on(block: nn.Module) -> bool:
+    """Whether the code of a block passes keyword arguments on that it does not know."""
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(type(block).forward)))
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return any(keyword.arg is None for call in calls for keyword in call.keywords)
 
 
 def _checked_bounds(
@@ -262,6 +298,14 @@ def _without_bounds(module: nn.Module) -> KernelError:
         "of its model does not hand keyword arguments on"
     )
     return KernelError(key=_KEY, problem=problem, fix="train another model")
+
+
+def _with_cache(module: nn.Module) -> KernelError:
+    problem = (
+        f"{type(module).__name__} sees its sequence in chunks, and packed attention cannot tell "
+        "where they begin in a cache"
+    )
+    return KernelError(key=_KEY, problem=problem, fix="generate with use_cache=False")
 
 
 def _refusal(module: nn.Module, *, is_bound: bool, given: dict[str, Any]) -> KernelError:

@@ -13,6 +13,7 @@ from omnilit.config import GradientCheckpointingConfig
 from omnilit.errors import ConfigError
 from omnilit.models.blocks import decoder_blocks
 
+ENABLE: Final = "train.gradient_checkpointing.enable"
 KEY: Final = "train.gradient_checkpointing.enable_reentrant"
 
 
@@ -24,10 +25,16 @@ def enable_recomputation(model: PreTrainedModel, config: GradientCheckpointingCo
         config: `train.gradient_checkpointing`; nothing happens where `enable` is false.
 
     Raises:
-        ConfigError: The reentrant form would lose gradients of this model without a word.
+        ConfigError: The model cannot do it, or its reentrant form would lose gradients.
     """
     if not config.enable:
         return
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            key=ENABLE,
+            problem=f"{type(model).__name__} has no blocks that could be computed again",
+            fix=f"set {ENABLE}: false",
+        )
     options: dict[str, Any] = {"use_reentrant": config.enable_reentrant}
     if config.debug:
         options["debug"] = True

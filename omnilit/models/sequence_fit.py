@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from omnilit.config import AcceleratorConfig
 from omnilit.config.parallel_sizes import ACCELERATOR
 from omnilit.errors import ConfigError, Problem
+from omnilit.models.layer_mask import CHUNKED
 from omnilit.models.projections import MODEL_TYPES
 
 # What configurations call the share of attention weights that is dropped
@@ -39,6 +40,9 @@ def sequence_problems(config: PreTrainedConfig, accelerator: AcceleratorConfig) 
             f"overlap: {', '.join(MODEL_TYPES)}"
         )
         found.append(Problem(f"{ACCELERATOR}.enable_async", problem, "leave it out"))
+    if accelerator.cp_size > 1 and CHUNKED in (getattr(text, "layer_types", None) or ()):
+        problem = f"layers of {text.model_type} see their sequence in chunks ({CHUNKED})"
+        found.append(Problem(f"{ACCELERATOR}.cp_size", problem, "use ulysses_size instead"))
     dropped = next((name for name in DROPOUTS if getattr(text, name, None)), None)
     if accelerator.cp_size > 1 and accelerator.cp_method == "ring" and dropped:
         problem = f"ring drops no attention weights, and the model has {dropped} "

@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _MOE: dict[str, Any] = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
 
 
@@ -89,6 +90,17 @@ def _delta_moe() -> dict[str, Any]:
     return {**_MOE, "num_experts": 8, "shared_expert_intermediate_size": 32}
 
 
+def _llama4() -> hf.PreTrainedConfig:
+    sizes: dict[str, Any] = {"attention_chunk_size": 6, "num_local_experts": 4}
+    sizes |= {"layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0]}
+    return hf.Llama4TextConfig(**BASE, **sizes, intermediate_size_mlp=64)
+
+
+def _phimoe() -> hf.PreTrainedConfig:
+    sizes = {"num_local_experts": 4, "sliding_window": 6, "router_jitter_noise": 0.0}
+    return hf.PhimoeConfig(**_without("head_dim", **sizes))
+
+
 _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "qwen3": lambda: hf.Qwen3Config(**BASE, tie_word_embeddings=False),
     "qwen3_tied": lambda: hf.Qwen3Config(**BASE, tie_word_embeddings=True),
@@ -110,6 +122,13 @@ _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     ),
     "qwen3_next": lambda: hf.Qwen3NextConfig(**_with_delta(**_delta_moe())),
     "olmo_hybrid": lambda: hf.OlmoHybridConfig(**_without("head_dim", **_DELTA)),
+    "cohere": lambda: hf.CohereConfig(**_without("head_dim"), logit_scale=0.3),  # logits times that
+    "granite": lambda: hf.GraniteConfig(**_without("head_dim"), logits_scaling=3.0),  # by that
+    # its head is inside of another module, and its positions begin behind the one of padding
+    "roberta": lambda: hf.RobertaConfig(**_without("head_dim"), is_decoder=True, **_NO_DROPOUT),
+    "stablelm": lambda: hf.StableLmConfig(**_without("head_dim")),  # keeps bounds to itself
+    "llama4": _llama4,  # sees its sequence in chunks
+    "phimoe": _phimoe,  # leaves its window to a mask
 }
 
 
@@ -136,10 +155,12 @@ def tiny(name: str, *, seed: int = 0, **over: Any) -> hf.PreTrainedModel:
     return model.train()
 
 
-def packed_batch(lengths: Sequence[int], *, seed: int = 0, keep: float = 0.7) -> MicroBatch:
+def packed_batch(
+    lengths: Sequence[int], *, seed: int = 0, keep: float = 0.7, vocab: int = VOCAB
+) -> MicroBatch:
     """Segments of random tokens in one row, a share `keep` of them supervised."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB, (1, sum(lengths)), generator=generator)
+    ids = torch.randint(3, vocab, (1, sum(lengths)), generator=generator)
     bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     labels = torch.full_like(ids, IGNORE)
     labels[:, :-1] = ids[:, 1:]

@@ -16,7 +16,7 @@ from omnilit.kernels.moe import eager as loop_over_experts
 from omnilit.kernels.resolve import Choice, KernelSet, resolve_kernels
 from omnilit.kernels.slot import OpSlot
 from omnilit.models import bind as bind_module
-from omnilit.models.attention import Segments
+from omnilit.models.attention import PackedRun, Segments
 from omnilit.models.bind import Binding, bind_kernels
 from tests.helpers.models import (
     gradients,
@@ -36,6 +36,9 @@ FAMILIES = (
     "gemma2",
     "gpt_oss",
     "deepseek_v3",
+    "stablelm",
+    "llama4",
+    "phimoe",
 )
 CPU = Machine("cpu")
 LENGTHS = (5, 1, 17, 9, 12)
@@ -88,7 +91,7 @@ def test_packed_training_equals_one_sequence_at_a_time(family, attention):
     assert worst_difference(gradients(packed), gradients(plain)) <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt_oss"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt_oss", "stablelm", "llama4"])
 def test_gradient_checkpointing_hands_the_bounds_down(family):
     plain, packed = tiny(family), tiny(family)
     batch = packed_batch(LENGTHS)
@@ -224,27 +227,61 @@ def test_a_model_that_mixes_tokens_otherwise_is_refused():
     with pytest.raises(ConfigError, match=r"model\.layers\.0\.conv convolves along the sequence"):
         bind_kernels(model, kernels_of())
     model = tiny("llama")
-    model.config.layer_types = ["chunked_attention", "full_attention"]
-    with pytest.raises(ConfigError, match="its layers include chunked_attention"):
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ConfigError, match="its layers include linear_attention"):
         bind_kernels(model, kernels_of())
 
 
-def plain_sizes(**more: Any) -> dict[str, Any]:
-    return {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 256, **more}
-
-
-def test_a_model_that_does_not_hand_the_bounds_on_is_refused():
-    sizes = plain_sizes(hidden_size=32, intermediate_size=32, num_key_value_heads=2)
-    model = hf.StableLmForCausalLM(hf.StableLmConfig(**sizes))
+def test_a_model_that_does_not_hand_the_bounds_on_is_refused(monkeypatch):
+    monkeypatch.setattr(PackedRun, "listen", lambda *_: None)  # as if its blocks did not get them
+    model = tiny("stablelm")
     binding = bind_kernels(model, kernels_of())
     with pytest.raises(KernelError, match="StableLmAttention was not told where the sequences"):
         binding.head.forward(model, packed_batch(LENGTHS))
     model(input_ids=torch.zeros(1, 6, dtype=torch.long), use_cache=False)  # one sequence
 
 
+def test_what_a_block_kept_is_of_its_last_row_alone():
+    plain, model = tiny("stablelm"), tiny("stablelm")
+    binding = bind_kernels(model, kernels_of())
+    binding.head.forward(model, packed_batch(LENGTHS))
+    ids = packed_batch((11,)).input_ids
+    torch.testing.assert_close(
+        model(input_ids=ids, use_cache=False).logits, plain(input_ids=ids, use_cache=False).logits
+    )
+
+
+def test_backward_of_an_earlier_row_has_its_own_bounds():
+    plain, model = tiny("stablelm"), tiny("stablelm")
+    binding = bind_kernels(model, kernels_of())
+    model.activation_checkpointing_enable()
+    rows = [packed_batch(LENGTHS), packed_batch(LENGTHS[::-1], seed=1)]
+    losses = [mean_loss(binding, model, row) for row in rows]  # both before a block runs again
+    sum(losses, torch.zeros(())).backward()
+    for row in rows:
+        reference_loss(plain, row).backward()
+    assert worst_difference(gradients(model), gradients(plain)) <= 1e-5
+
+
+def test_an_encoder_is_refused():
+    with pytest.raises(ConfigError, match=r"its tokens see those behind them \(is_decoder: false"):
+        bind_kernels(tiny("roberta", is_decoder=False), kernels_of())
+
+
+def test_chunks_are_not_told_apart_in_a_cache():
+    model: Any = tiny("llama4").eval()
+    bind_kernels(model, kernels_of())
+    ids = packed_batch((11,)).input_ids
+    with pytest.raises(KernelError, match="cannot tell where they begin in a cache"):
+        model.generate(ids, max_new_tokens=3, do_sample=False)
+    plain = tiny("llama4").eval()
+    logits = [m(input_ids=ids, use_cache=False).logits for m in (model, plain)]
+    torch.testing.assert_close(*logits)
+
+
 def test_a_model_that_counts_positions_itself_is_refused():
-    sizes = plain_sizes(d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32)
-    model = hf.BartForCausalLM(hf.BartConfig(**sizes))
+    config = hf.BartConfig(d_model=32, decoder_layers=1, decoder_attention_heads=2, vocab_size=64)
+    model = hf.BartForCausalLM(config)
     with pytest.raises(ConfigError, match=r"BartForCausalLM .* takes no position_ids"):
         bind_kernels(model, kernels_of())
 

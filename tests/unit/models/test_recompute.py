@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch.utils.checkpoint import CheckpointError
 
 from omnilit.config import GradientCheckpointingConfig, OpsImplementationConfig
@@ -112,3 +113,9 @@ def test_off_leaves_the_model_alone():
     model = tiny("qwen3")
     enable_recomputation(model, OFF)
     assert not any(block.gradient_checkpointing for block in decoder_blocks(model))
+
+
+def test_a_model_without_blocks_is_refused():
+    config = hf.CTRLConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2, dff=16)
+    with pytest.raises(ConfigError, match=r"CTRLLMHeadModel has no blocks .* set train\..*: false"):
+        enable_recomputation(hf.CTRLLMHeadModel(config), GradientCheckpointingConfig())

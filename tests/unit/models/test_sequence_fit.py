@@ -42,3 +42,13 @@ def test_a_ring_drops_no_attention_weights():
         "model's configuration."
     )
     assert not sequence_problems(config, AcceleratorConfig(cp_size=2))
+
+
+def test_chunks_are_not_divided_over_context():
+    config = tiny_config("llama4")
+    (problem,) = sequence_problems(config, AcceleratorConfig(cp_size=2))
+    assert str(problem) == (
+        "train.accelerator.cp_size: layers of llama4_text see their sequence in chunks "
+        "(chunked_attention). To fix: use ulysses_size instead."
+    )
+    assert not sequence_problems(config, AcceleratorConfig(ulysses_size=2))
