@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.kernels.cross_entropy import HeadKernel, chunk_loss
-from omnilit.models.attention import PackedRun, Segments
+from omnilit.models.attention import BOUNDS, PackedRun, Segments
 from omnilit.models.calls import CallCounter
-from omnilit.models.head_form import read_head
+from omnilit.models.head_form import HeadForm, read_head
 from omnilit.parallel.local import local_part
 from omnilit.parallel.vocabulary import VocabularyShards
 from omnilit.types import IGNORE, MicroBatch
@@ -48,7 +48,7 @@ class HeadLoss:
 
     Args:
         kernel: Backend of the slot `cross_entropy_loss`.
-        softcap_field: Field of the model's configuration that caps the logits, if it has one.
+        form: What the model does to its logits; done here in its place.
         counter: Counts the kernel's calls until the first step is checked.
         run: Where packed rows are announced to the model's attention.
     """
@@ -57,16 +57,18 @@ class HeadLoss:
         self,
         kernel: HeadKernel,
         *,
-        softcap_field: str | None,
+        form: HeadForm,
         counter: CallCounter,
         run: PackedRun,
     ) -> None:
         self._kernel = kernel
-        self._softcap_field = softcap_field
+        self._form = form
         self._counter = counter
         self._run = run
         self._targets: Tensor | None = None
         self._softcap: float | None = None
+        self._factor = 1.0
+        self._first_position = 0
 
     @classmethod
     def bind(
@@ -79,17 +81,17 @@ class HeadLoss:
                 head is no linear layer, or its balance loss has no coefficient.
         """
         head = model.get_output_embeddings()
-        name = next((n for n, module in model.named_children() if module is head), None)
+        name = next((n for n, module in model.named_modules() if module is head), None)
         if name is None or type(head) is not nn.Linear:
             raise ConfigError(
                 key="model.config_path",
                 problem=f"the output embeddings of {type(model).__name__} are "
-                f"{type(head).__name__}, not a linear layer of its own",
+                f"{type(head).__name__}, not a linear layer",
                 fix="choose an architecture with a plain lm_head",
             )
         _check_coefficient(model)
-        field = read_head(model, name).softcap_field
-        loss = cls(kernel, softcap_field=field, counter=counter, run=run)
+        loss = cls(kernel, form=read_head(model, name), counter=counter, run=run)
+        loss._first_position = first_position(model)
 
         def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
             return loss._run_head(self, hidden)
@@ -129,32 +131,27 @@ class HeadLoss:
         self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None, **more: Tensor
     ) -> Tensor:
         given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
-        with self._softcap_taken(model), self._run.going_on():
+        with self._settings_taken(model), self._run.going_on():
             output = model(
                 **given,
-                position_ids=batch.position_ids,
-                cu_seq_lens_q=Segments(batch.bounds),
+                position_ids=batch.position_ids + self._first_position,
+                **{BOUNDS: Segments(batch.bounds)},
                 use_cache=False,
                 **more,
             )
         return output.logits
 
     @contextmanager
-    def _softcap_taken(self, model: PreTrainedModel) -> Iterator[None]:
-        """Move the cap from the model into the kernel.
+    def _settings_taken(self, model: PreTrainedModel) -> Iterator[None]:
+        """Move factor and cap from the model into what runs here.
 
-        The model reads the cap from its configuration; it is put back before anyone exports it.
+        The model reads them from its configuration; they are put back before anyone exports it.
         """
-        config, field = model.config, self._softcap_field
-        if field is None:
+        softcap = self._form.softcap
+        self._softcap = None if softcap is None else softcap.value(model)
+        self._factor = self._form.factor(model)
+        with self._form.taken_out(model):
             yield
-            return
-        self._softcap = getattr(config, field)
-        setattr(config, field, None)
-        try:
-            yield
-        finally:
-            setattr(config, field, self._softcap)
 
     def _run_head(self, head: nn.Linear, hidden: Tensor) -> Tensor:
         """Logits as usual, or the losses [1, R, 1] in their place while targets are set."""
@@ -167,10 +164,24 @@ class HeadLoss:
             weight = weight.to_local()
             bias = None if bias is None else local_part(bias)
         self._counter.add(FIELD)
+        if self._factor != 1.0:
+            hidden, bias = hidden * self._factor, None if bias is None else bias * self._factor
         losses_R = kernel(
             hidden.flatten(0, -2), weight, self._targets, bias_V=bias, softcap=self._softcap
         )
         return losses_R[None, :, None].clone()  # FSDP2 warns of a view as its unit's output
+
+
+def first_position(model: nn.Module) -> int:
+    """The number of a sequence's first token among the positions that the model learns.
+
+    RoBERTa and its relatives keep a row of their table for padding, and count from behind it on.
+    """
+    for module in model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            padding: Any = module.padding_idx
+            return padding + 1
+    return 0
 
 
 def split_logits(hidden: Tensor, weight: DTensor, bias: Tensor | None) -> Tensor:

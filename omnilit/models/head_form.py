@@ -10,14 +10,61 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 
+_TEXT_CONFIG: Final = "get_text_config()"
 _HARMLESS_METHODS: Final = frozenset({"float", "contiguous"})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A number that a forward reads, by the expression that it reads it with.
+
+    Args:
+        owner: Attributes on the way from the model, such as `config` or `get_text_config()`.
+        name: Of the number.
+    """
+
+    owner: tuple[str, ...]
+    name: str
+
+    @classmethod
+    def of(cls, text: str) -> Setting | None:
+        """Read `self.config.cap` and its like; None for other expressions."""
+        first, *owner = text.split(".")
+        steps = [step.removesuffix("()") if step == _TEXT_CONFIG else step for step in owner]
+        if first != "self" or not owner or not all(step.isidentifier() for step in steps):
+            return None
+        return cls(tuple(owner[:-1]), owner[-1])
+
+    def value(self, model: nn.Module) -> float | None:
+        """What it is now."""
+        return getattr(self._owner(model), self.name)
+
+    @contextmanager
+    def replaced(self, model: nn.Module, value: float | None) -> Iterator[None]:
+        """Let the model read another value, also one that its configuration would refuse."""
+        owner, before = self._owner(model), self.value(model)
+        object.__setattr__(owner, self.name, value)
+        try:
+            yield
+        finally:
+            object.__setattr__(owner, self.name, before)
+
+    def _owner(self, model: nn.Module) -> object:
+        found: object = model
+        for step in self.owner:
+            name = step.removesuffix("()")
+            found = getattr(found, name)() if name != step else getattr(found, name)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +72,53 @@ class HeadForm:
     """What a forward does with the output of its head.
 
     Args:
-        softcap_field: The field of the configuration that caps the logits where it is not None.
+        softcap: What caps the logits where it is not None.
+        scale: What the logits are multiplied by, before the cap.
+        is_divisor: They are divided by it instead.
         refusal: Why the head cannot compute the loss; empty where it can.
     """
 
-    softcap_field: str | None = None
+    softcap: Setting | None = None
+    scale: Setting | None = None
+    is_divisor: bool = False
     refusal: str = ""
+
+    def factor(self, model: nn.Module) -> float:
+        """What the logits are multiplied by."""
+        value = 1.0 if self.scale is None else self.scale.value(model)
+        assert value is not None
+        return 1.0 / value if self.is_divisor else value
+
+    @contextmanager
+    def taken_out(self, model: nn.Module) -> Iterator[None]:
+        """Let the model leave its logits alone; its settings are put back behind."""
+        with ExitStack() as stack:
+            if self.softcap is not None:
+                stack.enter_context(self.softcap.replaced(model, None))
+            if self.scale is not None:
+                stack.enter_context(self.scale.replaced(model, 1.0))
+            yield
 
 
 def read_head(model: PreTrainedModel, head: str) -> HeadForm:
-    """Classify the forward of `model`, whose output embeddings are its attribute `head`.
+    """Classify the forward of `model`, whose output embeddings are called `head`.
+
+    Args:
+        model: On any device.
+        head: A child of the model, or inside of one: modules on the way to it may work on the
+            hidden states before it.
 
     Raises:
-        ConfigError: Something other than a cap touches the logits; with the line that does.
+        ConfigError: Something other than a factor and a cap touches the logits; with the line.
     """
-    source = inspect.getsource(inspect.unwrap(type(model).forward))
-    forward = ast.parse(textwrap.dedent(source)).body[0]
-    assert isinstance(forward, ast.FunctionDef)
-    form = classify_forward(forward, head)
+    child, *inside = head.split(".")
+    form = classify_forward(_forward_of(model), child)
+    wrapper = model
+    for name, inner in pairwise([child, *inside]):
+        wrapper = wrapper.get_submodule(name)
+        form = replace(form, refusal=form.refusal or refuse_wrapper(_forward_of(wrapper), inner))
+    if form.scale is not None and not isinstance(form.scale.value(model), int | float):
+        form = HeadForm(refusal=f"it multiplies the logits by {form.scale.name}, which is trained")
     if form.refusal:
         raise ConfigError(
             key="model.config_path",
@@ -53,12 +129,37 @@ def read_head(model: PreTrainedModel, head: str) -> HeadForm:
     return form
 
 
+def _forward_of(module: nn.Module) -> ast.FunctionDef:
+    source = inspect.getsource(inspect.unwrap(type(module).forward))
+    forward = ast.parse(textwrap.dedent(source)).body[0]
+    assert isinstance(forward, ast.FunctionDef)
+    return forward
+
+
+def refuse_wrapper(forward: ast.FunctionDef, inner: str) -> str:
+    """Why a module around the head does more than return what the head gave; empty if it does not.
+
+    Args:
+        forward: Of the module.
+        inner: Its child that is the head, or is around it.
+    """
+    calls = [node for node in ast.walk(forward) if _is_call_of(node, inner)]
+    *_, before, last = [None, None, *forward.body]
+    value = last.value if isinstance(last, ast.Return) else None
+    if isinstance(value, ast.Name) and isinstance(before, ast.Assign):
+        is_same = len(before.targets) == 1 and _is_name(before.targets[0], value.id)
+        value = before.value if is_same else None
+    if len(calls) == 1 and value is calls[0]:
+        return ""
+    return f"what its {inner} gives is not simply returned"
+
+
 def classify_forward(forward: ast.FunctionDef, head: str) -> HeadForm:
     """Decide from the syntax of a `forward` whether `self.<head>` may yield losses.
 
-    Allowed between head and loss: a cap by a field of the configuration under
-    `if self.config.FIELD is not None`, `.float()` and `.contiguous()`, whatever runs only with
-    labels (which we never pass), and returning.
+    Allowed between head and loss: a factor that is a setting of the model or its configuration, a
+    cap by a setting under `if self.config.FIELD is not None`, `.float()` and `.contiguous()`,
+    whatever runs only with labels (which we never pass), and returning.
     """
     arguments = forward.args.args + forward.args.kwonlyargs
     if "logits_to_keep" not in {argument.arg for argument in arguments}:
@@ -77,24 +178,50 @@ def classify_forward(forward: ast.FunctionDef, head: str) -> HeadForm:
 
 
 def _classify_rest(forward: ast.FunctionDef, head: ast.Assign, logits: str) -> HeadForm:
-    softcap_field = None
+    form = HeadForm()
+    if isinstance(head.value, ast.BinOp):  # self.lm_head(x) * self.config.FIELD
+        scaled = _scaled(head.value)
+        if scaled is None:
+            return HeadForm(refusal=f"it touches the logits after the head ({ast.unparse(head)})")
+        form = scaled
     for statement in _statements(forward.body):
         if statement is head or not _mentions(statement, logits):
             continue
         if isinstance(statement, ast.If):  # only caps get here whole
-            softcap_field = _softcap_field(statement, logits)
-            if softcap_field is not None:
+            softcap = _softcap(statement, logits)
+            if softcap is not None and form.softcap is None:
+                form = replace(form, softcap=softcap)
                 continue
+        is_first = form == HeadForm()
+        if is_first and (scaled := _scaled_again(statement, logits)) is not None:
+            form = scaled
+            continue
         if not _only_passes_on(statement, logits):
             line = ast.unparse(statement).splitlines()[0]
             return HeadForm(refusal=f"it touches the logits after the head ({line})")
-    return HeadForm(softcap_field)
+    return form
+
+
+def _scaled_again(statement: ast.stmt, logits: str) -> HeadForm | None:
+    """What `logits = logits * self.FIELD` does."""
+    value = _value_of(statement)
+    if not isinstance(statement, ast.Assign) or not isinstance(value, ast.BinOp):
+        return None
+    is_same = _is_name(statement.targets[0], logits) and _is_name(value.left, logits)
+    return _scaled(value) if is_same else None
+
+
+def _scaled(value: ast.BinOp) -> HeadForm | None:
+    setting = Setting.of(ast.unparse(value.right))
+    if setting is None or not isinstance(value.op, ast.Mult | ast.Div):
+        return None
+    return HeadForm(scale=setting, is_divisor=isinstance(value.op, ast.Div))
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements that run without labels, branches opened; a cap's branch is kept whole."""
     for statement in body:
-        if not isinstance(statement, ast.If) or _config_field(statement.test) is not None:
+        if not isinstance(statement, ast.If) or _tested(statement.test) is not None:
             yield statement
             continue
         if ast.unparse(statement.test) != "labels is not None":
@@ -116,10 +243,12 @@ def _only_passes_on(statement: ast.stmt, logits: str) -> bool:
     )
 
 
-def _softcap_field(branch: ast.If, logits: str) -> str | None:
-    """The field of `if self.config.FIELD is not None:` around exactly a cap by that field."""
-    field = _config_field(branch.test)
-    cap = f"self.config.{field}"
+def _softcap(branch: ast.If, logits: str) -> Setting | None:
+    """The setting of `if self.config.FIELD is not None:` around exactly a cap by it."""
+    tested = _tested(branch.test)
+    if tested is None:
+        return None
+    setting, cap = tested
     wanted = (
         {f"{logits} = {logits} / {cap}", f"{logits} = {logits}.float() / {cap}"},
         {f"{logits} = torch.tanh({logits})"},
@@ -127,15 +256,19 @@ def _softcap_field(branch: ast.If, logits: str) -> str | None:
     )
     lines = [ast.unparse(statement) for statement in branch.body]
     is_cap = len(lines) == 3 and all(a in b for a, b in zip(lines, wanted, strict=True))
-    return field if is_cap and not branch.orelse else None
+    return setting if is_cap and not branch.orelse else None
 
 
-def _config_field(test: ast.expr) -> str | None:
-    prefix, suffix, text = "self.config.", " is not None", ast.unparse(test)
-    if not (text.startswith(prefix) and text.endswith(suffix)):
+def _tested(test: ast.expr) -> tuple[Setting, str] | None:
+    """The setting that a test asks not to be None, and what stands for it in the branch."""
+    if not isinstance(test, ast.Compare) or not ast.unparse(test).endswith(" is not None"):
         return None
-    field = text[len(prefix) : -len(suffix)]
-    return field if field.isidentifier() else None
+    asked = test.left
+    read = asked.value if isinstance(asked, ast.NamedExpr) else asked
+    setting = Setting.of(ast.unparse(read))
+    if setting is None:
+        return None
+    return setting, asked.target.id if isinstance(asked, ast.NamedExpr) else ast.unparse(read)
 
 
 def _mentions(node: ast.AST, name: str) -> bool:
@@ -155,7 +288,9 @@ def _value_of(node: ast.AST) -> ast.AST | None:
 
 
 def _is_head_call(node: ast.AST | None, head: str) -> bool:
-    """True for `self.head(x)`, also behind methods that keep the values."""
+    """True for `self.head(x)`, also behind methods that keep the values, and times something."""
+    if isinstance(node, ast.BinOp):
+        node = node.left
     while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         if _is_call_of(node, head):
             return True

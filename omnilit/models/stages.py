@@ -237,10 +237,9 @@ def check_cut(model: PreTrainedModel) -> None:
     positions = torch.arange(PROBE[1])[None]
     frame = copy.deepcopy(frame).to_empty(device="cpu")  # tables of positions are all that is left
     frame.config.get_text_config().output_router_logits = False  # without layers there are none
-    if field := read_head(model, plan.last[-1]).softcap_field:  # the head's own: not applied here
-        setattr(frame.config, field, None)
+    form = read_head(model, plan.last[-1])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), form.taken_out(frame):  # what is done to logits, and these are none
             output = frame(inputs_embeds=given, position_ids=positions, use_cache=False).logits
     except FAILURES as error:
         raise _uncut(model, f"its own code does not run without its layers ({error})") from error

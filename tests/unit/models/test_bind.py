@@ -36,6 +36,8 @@ FAMILIES = (
     "gemma2",
     "gpt_oss",
     "deepseek_v3",
+    "cohere",
+    "granite",
     "stablelm",
     "llama4",
     "phimoe",
