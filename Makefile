@@ -65,6 +65,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.data_scale
 	$(BIN)/python -m benchmarks.head_memory
 	$(BIN)/python -m benchmarks.train_speed
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.experts
+	$(BIN)/python -m benchmarks.train_speed --model moe
 
 coverage: setup browser
 	$(BIN)/coverage erase

@@ -17,14 +17,26 @@ import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks.contestants.task import STARTED, WARM_UP, write_task
+from benchmarks.contestants.task import MODELS, STARTED, WARM_UP, write_task
 
+EXPERTS: Final = (
+    "--imports",
+    '["benchmarks.contestants.transformers_experts"]',
+    "--model.ops_implementation.moe_implementation",
+)
+# `omnilit_` and a name: our trainer over transformers' own experts of that name, in a mixture alone
 CONTESTANTS: Final = {
     "omnilit": ["benchmarks.contestants.ours"],
+    "omnilit_eager": ["benchmarks.contestants.ours", *EXPERTS, "eager"],
+    "omnilit_grouped_mm": ["benchmarks.contestants.ours", *EXPERTS, "transformers_grouped_mm"],
     "loop": ["benchmarks.contestants.loop"],
     "trl_packed": ["benchmarks.contestants.hf", "trl_packed"],
     "trl": ["benchmarks.contestants.hf", "trl"],
     "hf_trainer": ["benchmarks.contestants.hf", "hf_trainer"],
+}
+FIELD: Final = {
+    "dense": ["omnilit", "loop", "trl_packed", "trl", "hf_trainer"],
+    "moe": ["omnilit", "omnilit_grouped_mm", "omnilit_eager", "trl_packed"],
 }
 FIGURES: Final = {
     "cpu_s_per_1k": "CPU s / 1,000 tokens",
@@ -38,8 +50,8 @@ Results = dict[str, list[dict[str, float]]]
 def run(name: str, task: Path, place: Path, *, dtype: str, steps: int) -> dict[str, float]:
     """One contestant, once, in a process of its own."""
     module, *words = CONTESTANTS[name]
-    command = [sys.executable, "-m", module, *words, str(task), "--dtype", dtype]
-    command += ["--steps", str(steps)]
+    command = [sys.executable, "-m", module, *words, "--dtype", dtype]
+    command += ["--steps", str(steps), "--folder", str(task)]
     if name != "loop":
         command += ["--out", str(place / name)]
     environment = {
@@ -80,16 +92,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=WARM_UP + 5)
     parser.add_argument("--records", type=int, default=600)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--only", nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--model", choices=list(MODELS), default="dense")
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder) / "task"
         task.mkdir()
-        write_task(task, num_records=arguments.records)
+        write_task(task, num_records=arguments.records, model_name=arguments.model)
+        names = arguments.only or FIELD[arguments.model]
         for dtype in arguments.dtypes:
-            results: Results = {name: [] for name in arguments.only}
+            results: Results = {name: [] for name in names}
             for _ in range(arguments.repeats):
-                for name in arguments.only:
+                for name in names:
                     with tempfile.TemporaryDirectory() as place:
                         found = run(name, task, Path(place), dtype=dtype, steps=arguments.steps)
                     results[name].append(found)

@@ -140,7 +140,7 @@ def main() -> None:
     """Train some steps and report."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=["hf_trainer", "trl_packed", "trl"])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)

@@ -81,7 +81,7 @@ def _pack(samples: list[tuple[list[int], list[int]]]) -> Pack:
 def main() -> None:
     """Train some steps and report."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()

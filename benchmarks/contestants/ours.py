@@ -13,7 +13,7 @@ from benchmarks.contestants.task import BETAS, LR, STEP_TOKENS, Meter
 def main() -> None:
     """Train some steps and report."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)

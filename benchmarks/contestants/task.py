@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.workload import SPECIAL, cpu_seconds
 from omnilit.data.template_texts import CHATML
@@ -35,6 +35,16 @@ MODEL: Final[dict[str, Any]] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 4096,
 }
+# 4 layers of 16 experts, 4 of which take a token and are together as wide as the dense model's MLP
+MOE: Final[dict[str, Any]] = {
+    **MODEL,
+    "num_hidden_layers": 4,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 384,
+    "norm_topk_prob": True,
+}
+MODELS: Final = {"dense": lambda: Qwen3Config(**MODEL), "moe": lambda: Qwen3MoeConfig(**MOE)}
 MEDIAN_TOKENS: Final = 153  # of a conversation
 SPREAD: Final = 0.98  # of the logarithms of their lengths
 WARM_UP: Final = 3  # steps that are not counted
@@ -73,13 +83,13 @@ class Meter:
         sys.stdout.flush()
 
 
-def write_task(folder: Path, *, num_records: int) -> None:
-    """Model with random weights, tokenizer and conversations."""
+def write_task(folder: Path, *, num_records: int, model_name: str) -> None:
+    """One of `MODELS` with random weights, tokenizer and conversations."""
     words = _read_corpus()
     tokenizer = _train_tokenizer(words)
     tokenizer.save_pretrained(folder / "model")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(Qwen3Config(**MODEL))
+    model = AutoModelForCausalLM.from_config(MODELS[model_name]())
     model.save_pretrained(folder / "model")
     draw = random.Random(0)
     sample = " ".join(words[:20_000])

@@ -10,12 +10,15 @@ kept for backward, which makes the rest of it again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
+from omnilit.kernels import swiglu
 from omnilit.kernels.moe_grouped import run_grouped
 from omnilit.kernels.projections import Projections
 from omnilit.kernels.routes import Routes, add_rows
@@ -56,6 +59,46 @@ def _spans(ends: Tensor) -> list[slice]:
     return [slice(a, b) for a, b in pairwise((0, *stops))]
 
 
+_silu_backward: Final = torch.ops.aten.silu_backward.grad_input
+_PullBack = Callable[[Tensor], Tensor]
+
+
+def is_swiglu(between: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the module's gate is the usual one, which has its gradient below."""
+    probe = torch.linspace(-2, 2, 8, device="cpu")[None]
+    gate, up = probe.chunk(2, dim=-1)
+    found, expected = between(probe), swiglu.eager(gate, up)
+    return found.shape == expected.shape and torch.equal(found, expected)
+
+
+def _open_swiglu(wide: Tensor) -> tuple[Tensor, _PullBack]:
+    """The gated values, and what brings their gradient back; it overwrites the gradient."""
+    gate, up = wide.chunk(2, dim=-1)
+    active = silu(gate)
+
+    def pull_back(grad_narrow: Tensor) -> Tensor:
+        grad_wide = torch.empty_like(wide)
+        grad_gate, grad_up = grad_wide.chunk(2, dim=-1)
+        torch.mul(grad_narrow, active, out=grad_up)
+        _silu_backward(grad_narrow.mul_(up), gate, grad_input=grad_gate)
+        return grad_wide
+
+    return active * up, pull_back
+
+
+def _open(between: Callable[[Tensor], Tensor], wide: Tensor) -> tuple[Tensor, _PullBack]:
+    """The same for any gate, by autograd."""
+    with torch.enable_grad():
+        leaf = wide.detach().requires_grad_()
+        narrow = between(leaf)
+
+    def pull_back(grad_narrow: Tensor) -> Tensor:
+        (grad_wide,) = torch.autograd.grad(narrow, leaf, grad_narrow)
+        return grad_wide
+
+    return narrow.detach(), pull_back
+
+
 class _ByExpert(torch.autograd.Function):
     """The weight of a token goes onto the input of the second product, which is its narrow side."""
 
@@ -86,7 +129,7 @@ class _ByExpert(torch.autograd.Function):
         out_SD[spans[-1].stop :].zero_()
         sorting = (routes.token, routes.order, routes.place, routes.ends)
         ctx.save_for_backward(*sorting, x_TD, weights_S, wide_SF, *parameters)
-        ctx.between = between
+        ctx.open = _open_swiglu if is_swiglu(between) else partial(_open, between)
         return add_rows(out_SD, routes.place)
 
     @staticmethod
@@ -103,19 +146,17 @@ class _ByExpert(torch.autograd.Function):
         for expert, rows in enumerate(spans):
             tokens, weight = token[rows], weights_S[rows, None]
             given = grads[0].index_select(0, tokens)
-            with torch.enable_grad():
-                wide = wide_SF[rows].detach().requires_grad_()
-                narrow = ctx.between(wide)
+            narrow, pull_back = ctx.open(wide_SF[rows])
             grad_narrow = given @ second[expert].t()
-            grad_weights[rows] = torch.linalg.vecdot(grad_narrow, narrow.detach())
+            grad_weights[rows] = torch.linalg.vecdot(grad_narrow, narrow)
             if second_bias is not None:
                 grad_weights[rows] += given @ second_bias[expert]
-            (grad_wide,) = torch.autograd.grad(narrow, wide, grad_narrow.mul_(weight))
+            grad_wide = pull_back(grad_narrow.mul_(weight))
             torch.mm(grad_wide, first[expert].t(), out=grad_x[rows])
             if found[0] is not None:
                 torch.mm(x_TD.index_select(0, tokens).t(), grad_wide, out=found[0][expert])
             if found[1] is not None:
-                torch.mm((narrow.detach() * weight).t(), given, out=found[1][expert])
+                torch.mm((narrow * weight).t(), given, out=found[1][expert])
             if found[2] is not None:
                 torch.sum(grad_wide, 0, out=found[2][expert])
             if found[3] is not None:

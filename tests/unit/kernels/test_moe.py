@@ -17,7 +17,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from omnilit.errors import KernelError
 from omnilit.kernels.moe import eager
-from omnilit.kernels.moe_by_expert import by_expert, multiply
+from omnilit.kernels.moe_by_expert import by_expert, is_swiglu, multiply
 from omnilit.kernels.moe_grouped import grouped_mm, run_grouped
 from omnilit.kernels.projections import Projections
 from omnilit.kernels.routes import Routes
@@ -153,6 +153,11 @@ def test_experts_check_out_by_finite_differences():
     hidden, index, weights = (x.double() if x.is_floating_point() else x for x in route(3))
     inputs = [x.requires_grad_() for x in (hidden, weights)]
     torch.autograd.gradcheck(lambda x, w: by_expert(experts, x, index, w), inputs)
+
+
+def test_the_usual_gate_is_told_from_others():
+    usual = {name for name, cls in MODULES.items() if is_swiglu(Projections.of(make(cls)).between)}
+    assert usual == {"gate", "transposed", "norm behind"}
 
 
 def test_rows_are_sorted_by_expert_and_find_back():
