@@ -14,6 +14,7 @@ from torch import Tensor
 IGNORE: Final = -100  # the label of a token that is not supervised
 TOKENS: Final = "tokens"  # the count of supervised tokens
 WEIGHT: Final = "weight"  # the sum of their weights
+PAIRS: Final = "pairs"  # the count of preference pairs
 OF_SOURCE: Final = "tokens/"  # with a source's name behind it, the count of its tokens
 
 
@@ -95,7 +96,8 @@ class MicroBatch:
         origins: One a segment of data, none for padding; empty for a label-free micro-batch
             that fills a last window.
         counts: Targets of each loss term in this micro-batch: `tokens`; `weight`, the sum of
-            their weights, where the data has any; `tokens/NAME` for each of several sources.
+            their weights, where the data has any; `pairs` of preference data, whose segments are
+            the chosen and the rejected answers in turn; `tokens/NAME` for each of several sources.
         stamp: The step it belongs to; None in evaluation.
         weights: float32 [1, T], shifted like the labels; None where every label counts 1.
         num_padding: Tokens at the end that are no data, in a segment of their own.
@@ -186,11 +188,13 @@ class LossTerm:
         count: The name in `MicroBatch.counts` of the targets that it is a mean over.
         by_token: The loss of each supervised token in order, [R]; what the loss of each data
             source is read from. None for a term that belongs to no token.
+        is_trained: False for a number that is only shown: its mean is no part of the loss.
     """
 
     sum: Tensor
     count: str = "tokens"
     by_token: Tensor | None = None
+    is_trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +215,7 @@ class StepResult:
         source_tokens: Supervised tokens of the step by data source, where there are several.
         source_losses: Mean loss of these tokens, of sources that have any in this step.
         flops: Operations of the step on all ranks, see `models.flops`; None where not known.
+        shown: Means of what a task shows beside its loss, over the step's targets.
     """
 
     step: int
@@ -226,3 +231,4 @@ class StepResult:
     source_tokens: Mapping[str, int] = field(default_factory=dict)
     source_losses: Mapping[str, float] = field(default_factory=dict)
     flops: float | None = None
+    shown: Mapping[str, float] = field(default_factory=dict)

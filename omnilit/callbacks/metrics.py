@@ -149,6 +149,7 @@ class MetricsRecorder(Callback):
             "epoch": result.epoch,
             "loss": result.loss,
             **{f"loss/{name}": value for name, value in terms.items()},
+            **result.shown,
             "grad_norm": result.grad_norm,
             **_by_layer(trainer, result.step),
             **_by_expert(trainer, result.step),

@@ -61,9 +61,10 @@ def choose_task(tree: Mapping[str, Any]) -> TaskChoice:
     if named is None:
         name, reasons = implied or ("SFTModule", [])
         reason = f"{', '.join(reasons)} given" if reasons else "the default"
+        problems += _wrong_data(load_task(name), tree)
         return TaskChoice(load_task(name), name, arguments, reason, tuple(problems))
     found, more = _load_named(str(named))
-    problems += more
+    problems += more or _wrong_data(found, tree)
     if implied and not more and _disagrees(found, implied[0]):
         what = f"{named} was named, but {', '.join(implied[1])} belongs to {implied[0]}"
         problems.append(Problem(KEY, what, "drop the one or the other"))
@@ -102,6 +103,18 @@ def _implied(
         what = f"{one[0]} belongs to {first}, {other[0]} to {second}"
         return None, [Problem(KEY, what, "keep the settings of one task")]
     return next(iter(found.items()), None), []
+
+
+def _wrong_data(task: type[OmniModule], tree: Mapping[str, Any]) -> list[Problem]:
+    """A problem where the task trains on another type of data than the one given."""
+    data = tree.get("data")
+    if task.data_type is None or not isinstance(data, Mapping):
+        return []
+    given = data.get("data_type", "conversation")
+    if given == task.data_type:
+        return []
+    what = f"{task.__name__} trains on data_type: {task.data_type}, not {given}"
+    return [Problem("data.data_type", what, f"set data.data_type: {task.data_type}")]
 
 
 def _is_changed(value: object, default: object) -> bool:

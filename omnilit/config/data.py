@@ -24,3 +24,8 @@ class DataloaderConfig:
     prefetch_factor: int = 2
     drop_last: bool = True
     pin_memory: bool = True
+
+
+def micro_batch_tokens(micro_batch_size: int, max_seq_len: int, data_type: str) -> int:
+    """Tokens that a micro-batch may hold: a preference pair is two sequences of `max_seq_len`."""
+    return micro_batch_size * max_seq_len * (2 if data_type == "dpo" else 1)

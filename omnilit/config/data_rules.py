@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from omnilit.config.data import micro_batch_tokens
 from omnilit.config.view import View
 from omnilit.errors import Problem
 
@@ -107,10 +108,10 @@ def warm_up_is_on(view: View) -> list[Problem]:
         return []
     if not view[RATIO]:
         return [_no_effect(view, INIT, "bsz_warmup_ratio: 0 leaves no warm-up", RATIO)]
-    full = view["train.micro_batch_size"] * view["data.max_seq_len"]
+    full = micro_batch_tokens(view["train.micro_batch_size"], view["data.max_seq_len"], view[KIND])
     if view[INIT] <= full:
         return []
-    problem = f"{view[INIT]} is above micro_batch_size * max_seq_len = {full}, so it would shrink"
+    problem = f"{view[INIT]} is above the {full} tokens of a micro-batch, so it would shrink"
     return [Problem(INIT, problem, f"choose at most {full}")]
 
 

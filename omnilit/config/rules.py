@@ -13,6 +13,7 @@ from omnilit.config import (
     optimizer_rules,
     parallel_rules,
     pipeline_rules,
+    preference_rules,
     tensor_rules,
     watch_rules,
 )
@@ -76,6 +77,7 @@ def all_rules() -> list[Rule]:
         *(Rule((path,), partial(_patterns_have_text, path=path)) for path in patterns),
         *_data_rules(),
         *_watch_rules(),
+        *_preference_rules(),
         Rule(("model.config_path", "model.model_path"), _model_is_given),
         Rule(("data.train_path",), _training_data_is_given),
         Rule(("data.eval_path",), _validation_data_is_given),
@@ -113,6 +115,18 @@ def _parallel_rules() -> list[Rule]:
         Rule((tensor_rules.TP, tensor_rules.HEAD), tensor_rules.head_takes_a_part),
         Rule((tensor_rules.TP, tensor_rules.COMPILE), tensor_rules.compiled_blocks_are_whole),
         *_pipeline_rules(),
+    ]
+
+
+def _preference_rules() -> list[Rule]:
+    loss = preference_rules.LOSS
+    return [
+        Rule((preference_rules.SMOOTHING, loss), preference_rules.smoothing_has_its_loss),
+        Rule((preference_rules.GAMMA, loss), preference_rules.margin_has_its_loss),
+        Rule(
+            (preference_rules.PRECISION, loss, preference_rules.FREE),
+            preference_rules.precision_has_a_reference,
+        ),
     ]
 
 
@@ -179,7 +193,7 @@ def _data_rules() -> list[Rule]:
             Rule((dyn, field), partial(data_rules.packing_is_on, path=field))
             for field in data_rules.NEEDS_PACKING
         ),
-        Rule((dyn, *batch), data_rules.warm_up_is_on),
+        Rule((dyn, data_rules.KIND, *batch), data_rules.warm_up_is_on),
         Rule((*kinds, data_rules.SAMPLES), data_rules.samples_are_counted),
         Rule(epoch, data_rules.stream_has_an_end),
         Rule(("data.silent_exception", "data.max_bad_fraction"), data_rules.limit_has_skipping),

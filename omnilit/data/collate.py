@@ -12,7 +12,7 @@ import torch
 
 from omnilit.errors import DataError
 from omnilit.registry import Registry
-from omnilit.types import IGNORE, OF_SOURCE, TOKENS, WEIGHT, MicroBatch, Origin, Sample
+from omnilit.types import IGNORE, OF_SOURCE, PAIRS, TOKENS, WEIGHT, MicroBatch, Origin, Sample
 
 NUM_FILLER_TOKENS = 2
 COLLATORS: Final = Registry("data.collator")
@@ -27,12 +27,14 @@ class CollateSettings:
         sources: Names of the data sources to count tokens of; none where there is one only.
         has_weights: Carry the weights of labels.
         collator: Makes the micro-batch in place of `collate`.
+        has_pairs: Samples are preference pairs, which are counted.
     """
 
     pad_to: int | None = None
     sources: tuple[str, ...] = ()
     has_weights: bool = False
     collator: Collator | None = None
+    has_pairs: bool = False
 
 
 # Samples of one micro-batch, none for one that only fills a window, and what it must hold
@@ -81,6 +83,8 @@ def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> Mic
     counts: dict[str, float] = {TOKENS: int(is_label.sum())}
     if weights is not None:
         counts[WEIGHT] = float(weights[is_label].sum(dtype=np.float64))
+    if settings.has_pairs:
+        counts[PAIRS] = sum(s.pair_start is not None for s in samples)
     counts |= _count_sources(samples, is_label, settings.sources)
     num_padding = 0 if settings.pad_to is None else settings.pad_to - len(input_ids)
     assert num_padding >= 0, "a micro-batch never holds more than its budget"
@@ -103,6 +107,8 @@ def filler(settings: CollateSettings = PLAIN) -> MicroBatch:
     counts: dict[str, float] = {TOKENS: 0}
     if settings.has_weights:
         counts[WEIGHT] = 0.0
+    if settings.has_pairs:
+        counts[PAIRS] = 0
     counts |= {OF_SOURCE + name: 0 for name in settings.sources}
     labels = np.full(size, IGNORE, np.int64)
     weights = np.zeros(size, np.float32) if settings.has_weights else None

@@ -2,10 +2,10 @@
 
 from omnilit.modules.base import OmniModule
 from omnilit.modules.datamodule import OmniDataModule
+from omnilit.modules.dpo import DPOModule
 from omnilit.modules.later import (
     ClassificationModule,
     DiffusionModule,
-    DPOModule,
     OmniComposedModule,
     VLMModule,
 )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sized
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,6 +17,7 @@ from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from omnilit.checkpoint.data_state import seed_random
 from omnilit.checkpoint.hf import choose_export_dtype
 from omnilit.checkpoint.shard_files import ShardFiles
 from omnilit.config import AcceleratorConfig, OpsImplementationConfig, TrainingArguments
@@ -73,6 +72,8 @@ class OmniModule(LightningModule):
         strict: Refuse weights that do not name every parameter exactly once.
         train: The `train` group; the command line fills it in.
     """
+
+    data_type: ClassVar[str | None] = None  # the only `data.data_type` that the task trains on
 
     def __init__(
         self,
@@ -236,7 +237,15 @@ class OmniModule(LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return  # Lightning calls again before each fit and validate
-        request = ModelRequest(
+        _ = self.shard_files  # an index that does not fit is told now, not with the first export
+        self.policy = self._assemble(self._model_request())
+        self.model = self.policy.model
+        # dropout differs between data ranks; weights have random numbers of their own
+        seed_random(seed=self.train_arguments.seed, step=0, data_rank=self.topology.data_rank)
+
+    def _model_request(self) -> ModelRequest:
+        """What the model that is trained is made from."""
+        return ModelRequest(
             config=self.model_config,
             weights_path=self.model_path,
             strict=self.strict,
@@ -248,12 +257,11 @@ class OmniModule(LightningModule):
             is_resume=self.trainer.ckpt_path is not None,
             basic_modules=self.basic_modules,
         )
+
+    def _assemble(self, request: ModelRequest) -> AssembledModel:
         topology = self.topology
-        _ = self.shard_files  # an index that does not fit is told now, not with the first export
         machine = Machine.detect(topology.device.type)
-        self.policy = assemble(request, topology=topology, machine=machine)
-        self.model = self.policy.model
-        _seed_rank(self.train_arguments.seed, topology.data_rank)
+        return assemble(request, topology=topology, machine=machine)
 
     # Training
 
@@ -295,7 +303,11 @@ class OmniModule(LightningModule):
         self._meter.add(terms, batch)
         if (flops := self.batch_flops(batch)) is not None:
             self._meter.count(FLOPS, flops)
-        parts = [term.sum / (stamp.counts[term.count] or 1.0) for term in terms.values()]
+        parts = [
+            term.sum / (stamp.counts[term.count] or 1.0)
+            for term in terms.values()
+            if term.is_trained
+        ]
         return torch.stack(parts).sum()
 
     @override
@@ -357,6 +369,7 @@ class OmniModule(LightningModule):
             source_tokens=totals.source_tokens,
             source_losses=totals.source_means,
             flops=totals.counts.get(FLOPS),
+            shown=totals.shown,
         )
 
     @override
@@ -398,18 +411,13 @@ class OmniModule(LightningModule):
     def _evaluate(self, batch: MicroBatch) -> Tensor:
         terms = self.loss_terms(batch)
         self._eval_meter.add(terms, batch)
-        return torch.stack([term.sum for term in terms.values()]).sum()
+        return torch.stack([term.sum for term in terms.values() if term.is_trained]).sum()
 
     @override
     def on_validation_epoch_end(self) -> None:
-        totals = self._read_totals(self._eval_meter)
-        means = totals.means
-        result = {"eval_loss": sum(means.values())}
-        if len(means) > 1:
-            result |= {f"eval_{name}": mean for name, mean in means.items()}
-        result |= {f"eval_loss/{name}": mean for name, mean in totals.source_means.items()}
-        self.eval_result = result
-        self.log_dict(result, logger=False, sync_dist=True)  # equal on all ranks already
+        self.eval_result = self._read_totals(self._eval_meter).of_evaluation()
+        # equal on all ranks already
+        self.log_dict(self.eval_result, logger=False, sync_dist=True)
 
     # Saving
 
@@ -486,11 +494,3 @@ def _folder_of(config_path: str | None) -> str | None:
     if config_path is None or not Path(config_path).expanduser().is_file():
         return config_path
     return str(Path(config_path).parent)
-
-
-def _seed_rank(seed: int, data_rank: int) -> None:
-    """Random numbers of training (dropout) differ between data ranks; weights have their own."""
-    own = seed + data_rank
-    random.seed(own)
-    np.random.seed(own)  # noqa: NPY002 - what libraries draw from
-    torch.manual_seed(own)

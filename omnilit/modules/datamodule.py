@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from omnilit.config import DataloaderConfig, TrainingArguments
+from omnilit.config.data import micro_batch_tokens
 from omnilit.data.batches import WorkerSettings
 from omnilit.data.cache import TokenDataset, open_prepared
 from omnilit.data.collate import COLLATORS, CollateSettings
@@ -117,7 +118,7 @@ class OmniDataModule(LightningDataModule):
         self.max_bad_fraction = max_bad_fraction
         self.dataloader_config = dataloader
         self.train_arguments = train
-        self.budget = train.micro_batch_size * max_seq_len
+        self.budget = micro_batch_tokens(train.micro_batch_size, max_seq_len, data_type)
         self.max_seq_len = max_seq_len
         self.dyn_bsz_buffer_size = dyn_bsz_buffer_size
         # in plain Python a value counts as given where it differs from its default
@@ -248,7 +249,7 @@ class OmniDataModule(LightningDataModule):
         assert self._tokenizer is not None
         if self.transform.transform is not None:
             return build_transform(self.transform, self._tokenizer).template
-        if self.transform.data_type == "conversation":
+        if self.transform.data_type in ("conversation", "dpo"):
             return select_template(self.transform.chat_template, self._tokenizer)
         return None
 
@@ -357,7 +358,7 @@ class OmniDataModule(LightningDataModule):
             workers=self._workers,
             # weights may come with any record
             collate=self._collate(
-                has_weights=self.transform.data_type == "conversation"
+                has_weights=self.transform.data_type in ("conversation", "dpo")
                 or self.transform.transform is not None
             ),
             max_bad_fraction=self.max_bad_fraction,
@@ -371,15 +372,17 @@ class OmniDataModule(LightningDataModule):
             budget=self.budget,
             layout=WindowLayout(topology.data_rank, topology.data_size, 1),
             workers=self._workers,
-            settings=CollateSettings(
-                self._pad_to, has_weights=dataset.has_weights, collator=self.collator
-            ),
+            settings=self._settings(has_weights=dataset.has_weights),
         )
 
     def _collate(self, *, has_weights: bool) -> CollateSettings:
         mixture = self._mixture()
         names = mixture.names if mixture else (self.source_name,) if self.source_name else ()
-        return CollateSettings(self._pad_to, names, has_weights, self.collator)
+        return self._settings(has_weights=has_weights, sources=names)
+
+    def _settings(self, *, has_weights: bool, sources: tuple[str, ...] = ()) -> CollateSettings:
+        has_pairs = self.transform.data_type == "dpo"
+        return CollateSettings(self._pad_to, sources, has_weights, self.collator, has_pairs)
 
     @property
     def _pad_to(self) -> int | None:

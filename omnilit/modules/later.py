@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from omnilit.config import DPOConfig
 from omnilit.errors import ConfigError
 from omnilit.modules.base import OmniModule
 
@@ -33,19 +32,6 @@ class VLMModule(OmniModule):
         encoder_data_balance_sorting_algo: str | None = "post_mbs_balancing_greedy_without_pad",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        _refuse(self)
-
-
-class DPOModule(OmniModule):
-    """Direct preference optimisation; not available yet.
-
-    Args:
-        dpo_config: The `dpo_config` group; the command line fills it in.
-        kwargs: The arguments of `OmniModule`.
-    """
-
-    def __init__(self, *, dpo_config: DPOConfig = DPOConfig(), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _refuse(self)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnilit.types import IGNORE, OF_SOURCE, LossTerm, MicroBatch
+from omnilit.losses.segments import find_segments
+from omnilit.types import OF_SOURCE, LossTerm, MicroBatch
 
 Reduce = Callable[[Mapping[str, float]], dict[str, float]]
 
@@ -20,6 +21,7 @@ class Totals:
 
     Args:
         means: Each loss term's mean over its targets.
+        shown: Likewise of terms that are only shown.
         counts: Targets of each kind.
         source_means: Mean loss of the tokens of each data source, where there are several and
             the source has any.
@@ -27,12 +29,21 @@ class Totals:
 
     means: dict[str, float]
     counts: dict[str, float]
+    shown: dict[str, float] = field(default_factory=dict)
     source_means: dict[str, float] = field(default_factory=dict)
 
     @property
     def source_tokens(self) -> dict[str, int]:
         """Supervised tokens of each data source, where there are several."""
         return {name: round(self.counts[OF_SOURCE + name]) for name in source_names(self.counts)}
+
+    def of_evaluation(self) -> dict[str, float]:
+        """The numbers of an evaluation, by the names of `metrics.jsonl`."""
+        result = {"eval_loss": sum(self.means.values())}
+        if len(self.means) > 1:
+            result |= {f"eval_{name}": mean for name, mean in self.means.items()}
+        result |= {f"eval_loss/{name}": mean for name, mean in self.source_means.items()}
+        return result | {f"eval_{name}": mean for name, mean in self.shown.items()}
 
 
 class TermMeter:
@@ -41,6 +52,7 @@ class TermMeter:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._count_names: dict[str, str] = {}
+        self._shown: set[str] = set()
         self._counts: defaultdict[str, float] = defaultdict(float)
 
     def add(self, terms: Mapping[str, LossTerm], batch: MicroBatch) -> None:
@@ -48,6 +60,8 @@ class TermMeter:
         for name, term in terms.items():
             self._add(f"sum/{name}", term.sum.detach())
             self._count_names[name] = term.count
+            if not term.is_trained:
+                self._shown.add(name)
         for name, count in batch.counts.items():
             self._counts[name] += count
         names = source_names(batch.counts)
@@ -64,6 +78,7 @@ class TermMeter:
         """Forget everything."""
         self._sums.clear()
         self._count_names.clear()
+        self._shown.clear()
         self._counts.clear()
 
     def read_totals(self, reduce: Reduce) -> Totals:
@@ -86,7 +101,8 @@ class TermMeter:
             for name in source_names(counts)
             if f"source/{name}" in total and counts[OF_SOURCE + name]
         }
-        return Totals(means, counts, source_means)
+        shown = {name: means.pop(name) for name in list(means) if name in self._shown}
+        return Totals(means, counts, shown, source_means)
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.double()
@@ -114,11 +130,6 @@ def sum_by_source(losses: Tensor, batch: MicroBatch, names: list[str]) -> Tensor
     # padding, and what fills a window, has no origin and no label
     of_segment = [place[origin.source] for origin in batch.origins]
     of_segment += [0] * (len(batch.bounds) - 1 - len(of_segment))
-    positions = (batch.labels[0] != IGNORE).nonzero()[:, 0]
-    if batch.row_index is not None:
-        positions = batch.row_index[0, positions]
-    ends = torch.tensor(batch.bounds[1:], device=device)
-    segments = torch.bucketize(positions, ends, right=True)
-    sources = torch.tensor(of_segment, device=device)[segments]
+    sources = torch.tensor(of_segment, device=device)[find_segments(batch)]
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     return sums.index_add(0, sources, losses.double())

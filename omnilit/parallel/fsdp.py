@@ -178,3 +178,9 @@ def set_resharding(model: nn.Module, *, is_on: bool) -> None:
     """
     for module in fsdp_modules(model):
         module.set_reshard_after_backward(is_on, recurse=False)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free all gathered parameters, as after a forward pass that no backward pass follows."""
+    for module in fsdp_modules(model):
+        module.reshard()

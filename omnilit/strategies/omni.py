@@ -167,7 +167,8 @@ class OmniStrategy(ModelParallelStrategy):
     def _widen_products(self) -> None:
         mixed = self.config.fsdp_config.mixed_precision
         compute = mixed.param_dtype if mixed.enable else mixed.master_dtype
-        is_slow = compute == "bfloat16" and not Machine.detect("cpu").has_fast_bf16
+        dtypes = {compute, *getattr(self.lightning_module, "further_dtypes", ())}
+        is_slow = "bfloat16" in dtypes and not Machine.detect("cpu").has_fast_bf16
         if is_slow and self._undo_products is None:
             log.info("%s", WIDE_PRODUCTS)
             self._undo_products = replace_operators(FLOAT32_PRODUCTS, "CPU")

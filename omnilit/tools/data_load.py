@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from omnilit.config.data import micro_batch_tokens
 from omnilit.config.view import View
 from omnilit.data.batches import WorkerSettings
 from omnilit.data.cache import TokenDataset, open_prepared
@@ -261,7 +262,8 @@ def _pack(
     view: View, name: str, datasets: Sequence[TokenDataset], mixture: Mixture | None
 ) -> _Packed:
     """How full micro-batches are: the first pass of training, or the evaluation."""
-    budget = view["train.micro_batch_size"] * view["data.max_seq_len"]
+    sizes = view["train.micro_batch_size"], view["data.max_seq_len"]
+    budget = micro_batch_tokens(*sizes, view["data.data_type"])
     if name == "eval":
         lengths = datasets[0].lengths
         if int(lengths.max()) > budget:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from omnilit.cli.plan import build, read
 from omnilit.cli.raw import Command
 from omnilit.config import OpsImplementationConfig, TrainingArguments
+from omnilit.config.data import micro_batch_tokens
 from omnilit.config.parallel_sizes import ParallelSizes
 from omnilit.config.status import load_status, refuse_later
 from omnilit.config.view import View
@@ -83,7 +84,8 @@ def rehearse_command(command: Command, *, world_size: int, rank: int) -> Rehears
     if problems := [problem for problem in later if problem.key.startswith("train.")]:
         raise ConfigError.of(problems)
     request = _request(view)
-    tokens = view["train.micro_batch_size"] * view["data.max_seq_len"]
+    sizes = view["train.micro_batch_size"], view["data.max_seq_len"]
+    tokens = micro_batch_tokens(*sizes, view["data.data_type"])
     return rehearse(request, world_size=world_size, rank=rank, tokens=tokens)
 
 

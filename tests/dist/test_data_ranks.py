@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from omnilit.checkpoint.data_state import DataState
+from omnilit.checkpoint.data_state import DataState, seed_random
 from omnilit.checkpoint.save import load_checkpoint, take_snapshot, write_snapshot
 from omnilit.config import AcceleratorConfig
-from omnilit.modules.base import _seed_rank
 from omnilit.parallel.mesh import Topology
 from omnilit.strategies import OmniStrategy
 from omnilit.testing import run_ranks
@@ -39,7 +38,7 @@ def save_and_load(folder: Path) -> tuple[int, list[str], int, int, float]:
         folder / "global_step_1", models=models, optimizers={}, data_rank=own
     ).data.random
     assert loaded is not None
-    _seed_rank(3, own.rank)
+    seed_random(seed=3, step=0, data_rank=own.rank)
     return own.rank, written, loaded["data_rank"], loaded["drawn_by"], float(torch.rand(()))
 
 

@@ -83,7 +83,7 @@ def test_kernels_that_were_not_given_fit_the_machine(tmp_path, base):
         ("trainer", {"max_time": "1:0:0:0"}, "trainer.max_time", "is not a setting"),
         ("data", {"chat_template": "chatm"}, "data.chat_template", "plain, tokenizer, chatml"),
         ("train", {"tp_size": 2}, "train.tp_size", "write it as train.accelerator.tp_size"),
-        ("data", {"data_type": "dpo"}, "data.data_type", "not available yet"),
+        ("data", {"data_type": "diffusion"}, "data.data_type", "not available yet"),
         ("train", {"init_device": "npu"}, "train.init_device", "npu: this run trains on cpu, and"),
         ("train", {"checkpoint": {"manager": "zip"}}, "train.checkpoint.manager", "one of dcp"),
     ],
@@ -241,6 +241,7 @@ def test_no_value_from_the_environment_is_in_the_resolved_configuration(
 
 @pytest.mark.parametrize("task", ["SFTModule", "DPOModule", "VLMModule", "DiffusionModule"])
 def test_the_printed_configuration_has_every_field_with_its_default(tmp_path, base, task):
+    base["data"]["data_type"] = "dpo" if task == "DPOModule" else "conversation"
     words = ["--model", task, "--train.optimizer.lr", "1e-5"]
     printed = yaml.safe_load(print_config(read(command(tmp_path, base, *words))))
     assert printed["model"]["class_path"] == task
@@ -344,6 +345,7 @@ def test_a_missing_variable_in_the_model_group_is_one_problem(tmp_path, base):
 
 def test_a_missing_variable_for_the_task_is_one_problem(tmp_path, base):
     base["dpo_config"] = {"beta": 0.2}
+    base["data"]["data_type"] = "dpo"
     reading = read(command(tmp_path, base, "--model", "${oc.env:NO_SUCH_VARIABLE}"))
     assert [problem.key for problem in reading.problems] == ["model.class_path"]
     assert "cannot be resolved" in reading.problems[0].problem

@@ -98,7 +98,7 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
         ({"train.bsz_warmup_init_mbtoken": 100}, ("train.bsz_warmup_init_mbtoken: 100 has no "
          "effect, because bsz_warmup_ratio: 0 leaves no warm-up.")),
         ({"train.bsz_warmup_ratio": 0.1, "data.max_seq_len": 100},
-         ("train.bsz_warmup_init_mbtoken: 200 is above micro_batch_size * max_seq_len = 100, so "
+         ("train.bsz_warmup_init_mbtoken: 200 is above the 100 tokens of a micro-batch, so "
          "it would shrink. To fix: choose at most 100.")),
         ({"data.train_sample": 5}, ("data.train_sample: 5 has no effect, because with dyn_bsz: "
          "true an epoch is data.train_size tokens.")),

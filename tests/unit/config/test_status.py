@@ -58,7 +58,7 @@ def test_the_refusal_shows_the_value_the_default_and_what_is_legal(fields: list[
         (
             "data.data_type: classification is not available yet: it comes with a later release "
             "(preferences and classification). To fix: leave it out or set it to its default, "
-            "conversation, or use plaintext."
+            "conversation, or use plaintext or dpo."
         ),
         (
             "train.freeze_vit: true is not available yet: it comes with a later release "
@@ -79,5 +79,5 @@ def test_fields_without_a_row_are_left_to_their_owner():
 
 
 def test_legal_values_are_read_as_a_tuple():
-    assert load_status()["data.data_type"].legal == ("conversation", "plaintext")
+    assert load_status()["data.data_type"].legal == ("conversation", "plaintext", "dpo")
     assert load_status()["train.seed"] == FieldStatus("available")

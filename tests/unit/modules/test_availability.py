@@ -8,7 +8,6 @@ from omnilit.errors import ConfigError
 from omnilit.modules import (
     ClassificationModule,
     DiffusionModule,
-    DPOModule,
     OmniComposedModule,
     OmniDataModule,
     SFTModule,
@@ -38,7 +37,7 @@ def test_defaults_and_what_is_available_are_fine():
 
 
 @pytest.mark.parametrize(
-    "task", [ClassificationModule, DPOModule, DiffusionModule, OmniComposedModule, VLMModule]
+    "task", [ClassificationModule, DiffusionModule, OmniComposedModule, VLMModule]
 )
 def test_a_task_of_a_later_release_says_so(task):
     with pytest.raises(ConfigError, match=f"{task.__name__} is not available yet"):
@@ -54,6 +53,6 @@ def test_the_tokenizer_lies_beside_the_configuration_by_default(tmp_path, is_fil
 
 def test_the_data_modules_later_arguments_are_refused_in_python_too():
     with pytest.raises(ConfigError) as caught:
-        OmniDataModule(train_path="unused", data_type="dpo", mm_configs={"a": 1})
+        OmniDataModule(train_path="unused", data_type="diffusion", mm_configs={"a": 1})
     found = {problem.key for problem in caught.value.problems}
     assert found == {"data.data_type", "data.mm_configs"}

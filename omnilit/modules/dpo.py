@@ -1,0 +1,191 @@
+"""Preference optimisation: pairs of answers, and where the loss asks for it a reference model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from typing_extensions import override
+
+from omnilit.config import DPOConfig, GradientCheckpointingConfig, MixedPrecisionConfig
+from omnilit.errors import ConfigError
+from omnilit.losses.lm import BALANCE
+from omnilit.losses.preference import (
+    PairScores,
+    needs_reference,
+    pair_losses,
+    pair_metrics,
+    takes_means,
+)
+from omnilit.losses.segments import sum_by_segment
+from omnilit.modules.assembly import AssembledModel, ModelRequest
+from omnilit.modules.availability import refuse_unavailable
+from omnilit.modules.base import OmniModule
+from omnilit.parallel.fsdp import reshard
+from omnilit.types import IGNORE, PAIRS, LossTerm, MicroBatch, StepWindow
+
+LOSS = "dpo"
+
+
+class DPOModule(OmniModule):
+    """Trains a causal language model to prefer the chosen answer of each pair.
+
+    The loss is the mean over all pairs of the step on all ranks. The reference model, where the
+    loss has one, starts from the same weights, is sharded like the policy, computes in a
+    precision of its own and is never trained or saved.
+
+    Args:
+        dpo_config: The `dpo_config` group; the command line fills it in.
+        kwargs: The arguments of `OmniModule`.
+    """
+
+    data_type: ClassVar[str | None] = "dpo"
+
+    def __init__(self, *, dpo_config: DPOConfig = DPOConfig(), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        refuse_unavailable(dpo_config, "dpo_config")
+        self.dpo_config = dpo_config
+        self.reference: AssembledModel | None = None
+        self._reference_scores: dict[int, PairScores] = {}  # of micro-batches, in a pipeline
+
+    @property
+    def further_dtypes(self) -> tuple[str, ...]:
+        """What a model computes in beside the one that is trained."""
+        has_reference = needs_reference(self.dpo_config)
+        return (self.dpo_config.refer_model_precision,) if has_reference else ()
+
+    @override
+    def configure_model(self) -> None:
+        if self.policy is None and needs_reference(self.dpo_config):
+            self.reference = self._assemble(self._reference_request())
+            for part in self.reference.parts:
+                part.requires_grad_(False).eval()
+        super().configure_model()
+
+    def _reference_request(self) -> ModelRequest:
+        """The model as it was before training: also where a checkpoint is gone on from."""
+        request = self._model_request()
+        dtype = self.dpo_config.refer_model_precision
+        fsdp = replace(
+            request.fsdp,
+            mixed_precision=MixedPrecisionConfig(enable=False, master_dtype=dtype),
+        )
+        train = replace(
+            request.train,
+            gradient_checkpointing=GradientCheckpointingConfig(enable=False),
+            enable_compile=False,
+        )
+        accelerator = replace(request.accelerator, fsdp_config=fsdp)
+        return replace(request, train=train, accelerator=accelerator, is_resume=False)
+
+    @override
+    def loss_terms(self, batch: MicroBatch) -> dict[str, LossTerm]:
+        if PAIRS not in batch.counts:
+            raise ConfigError(
+                key="data.data_type",
+                problem="the data has no pairs of answers, and DPOModule compares such",
+                fix="set data.data_type: dpo",
+            )
+        reference = self._score_by_reference(batch)
+        output = self.assembled.forward(batch)
+        policy = self._pair_scores(output.token_losses, batch)
+        losses = pair_losses(policy, reference, self.dpo_config).sum()
+        terms = {LOSS: LossTerm(self._own_share(losses), PAIRS)}
+        if output.balance is not None:
+            terms[BALANCE] = LossTerm(output.balance)
+        for name, values in pair_metrics(policy, reference, self.dpo_config).items():
+            terms[name] = LossTerm(self._own_share(values.sum()), PAIRS, is_trained=False)
+        return terms
+
+    @override
+    def batch_flops(self, batch: MicroBatch) -> float | None:
+        flops = super().batch_flops(batch)
+        if flops is None or self.reference is None:
+            return flops
+        return flops * 4 / 3  # a forward pass more beside a forward and its backward pass
+
+    @override
+    def training_step(self, batch: MicroBatch | StepWindow, batch_idx: int) -> Tensor:
+        self._run_reference([batch] if isinstance(batch, MicroBatch) else batch)
+        return super().training_step(batch, batch_idx)
+
+    @override
+    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        self._run_reference([batch])
+        super().validation_step(batch, batch_idx)
+
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.reference is not None:
+            self.reference.verify_step()
+
+    def _run_reference(self, batches: Iterable[MicroBatch]) -> None:
+        """Where the reference is a pipeline, run it whole: no rank has all of it."""
+        self._reference_scores.clear()
+        if self.reference is None or self.reference.pipeline is None:
+            return
+
+        def keep(batch: MicroBatch) -> Tensor:
+            assert self.reference is not None
+            losses = self.reference.forward(batch).token_losses
+            self._reference_scores[id(batch)] = self._pair_scores(losses, batch)
+            return losses.sum()
+
+        with torch.no_grad():
+            for batch in batches:
+                self.reference.pipeline.evaluate(batch, keep)
+
+    def _score_by_reference(self, batch: MicroBatch) -> PairScores | None:
+        if self.reference is None:
+            return None
+        if self.reference.pipeline is not None:
+            return self._reference_scores.pop(id(batch))
+        with torch.no_grad():
+            scores = self._pair_scores(self.reference.forward(batch).token_losses, batch)
+        for part in self.reference.parts:
+            reshard(part)
+        return scores
+
+    def _pair_scores(self, token_losses: Tensor, batch: MicroBatch) -> PairScores:
+        """Log-probabilities of the answers.
+
+        Where several ranks hold parts of the row, each has the whole sums, whose gradient goes
+        to its own tokens: every rank's loss is the whole one, and `_own_share` counts it once.
+
+        Args:
+            token_losses: Of the supervised tokens here, [R].
+            batch: Segments in turn chosen and rejected.
+        """
+        weights = None if batch.weights is None else batch.weights[batch.labels != IGNORE]
+        log_p = -token_losses.float() if weights is None else -token_losses.float() * weights
+        sums = sum_by_segment(log_p, batch)
+        if takes_means(self.dpo_config):
+            each = torch.ones_like(log_p) if weights is None else weights
+            sums = sums / self._complete(sum_by_segment(each.float(), batch)).clamp(min=1e-6)
+        # neither padding nor what fills a window is a pair
+        scores = self._complete(sums)[: len(batch.origins)].view(-1, 2)
+        return PairScores(scores[:, 0], scores[:, 1])
+
+    def _complete(self, sums: Tensor) -> Tensor:
+        """Sums over the ranks of a row; the gradient goes to what this rank adds."""
+        group = self.assembled.sequence
+        if group is None:
+            return sums
+        total = sums.detach().clone()
+        dist.all_reduce(total, group=group)
+        return sums + (total - sums.detach())
+
+    def _own_share(self, value: Tensor) -> Tensor:
+        """A value that the ranks of a row all have, such that its sum over them is the value.
+
+        Its gradient stays whole, since each rank passes it on to its own tokens alone.
+        """
+        group = self.assembled.sequence
+        if group is None:
+            return value
+        return value - value.detach() * (1 - 1 / dist.get_world_size(group))
