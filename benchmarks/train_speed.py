@@ -14,8 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from benchmarks.contestants.task import MODELS, STARTED, WARM_UP, write_task
 
@@ -44,25 +46,39 @@ FIGURES: Final = {
     "first_step_s": "s to the first step",
     "peak_gib": "peak GiB",
 }
-Results = dict[str, list[dict[str, float]]]
+Results = dict[str, list[dict[str, Any]]]
 
 
-def run(name: str, task: Path, place: Path, *, dtype: str, steps: int) -> dict[str, float]:
+def run(name: str, task: Path, place: Path, *, dtype: str, steps: int) -> dict[str, Any]:
     """One contestant, once, in a process of its own."""
-    module, *words = CONTESTANTS[name]
-    command = [sys.executable, "-m", module, *words, "--dtype", dtype]
+    return run_contestant(name, CONTESTANTS[name], task, place, dtype=dtype, steps=steps)
+
+
+def run_contestant(
+    name: str,
+    words: Sequence[str],
+    task: Path,
+    place: Path,
+    *,
+    dtype: str,
+    steps: int,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """A module with its arguments, once, in a process of its own."""
+    command = [sys.executable, "-m", *words, "--dtype", dtype]
     command += ["--steps", str(steps), "--folder", str(task)]
     if name != "loop":
         command += ["--out", str(place / name)]
-    environment = {
+    variables = {
         **os.environ,
+        **environment,
         "OMP_WAIT_POLICY": "passive",
         "OMNILIT_CACHE": str(place / "cache"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         STARTED: str(time.time()),
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not found:
         sys.stderr.write(done.stdout[-3000:] + done.stderr[-3000:])

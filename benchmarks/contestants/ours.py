@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestants.task import BETAS, LR, STEP_TOKENS, Meter
+from benchmarks.contestants.task import BETAS, LR, ORDER, STEP_TOKENS, Meter
 
 
 def main() -> None:
@@ -24,7 +26,6 @@ def main() -> None:
         "--model.model_path", model,
         "--data.train_path", str(arguments.folder / "data.jsonl"),
         "--data.max_seq_len", str(STEP_TOKENS),
-        "--data.train_size", "null",
         "--data.dataloader.num_workers", "0",
         "--train.max_steps", str(steps),
         "--train.optimizer.lr", str(LR),
@@ -35,6 +36,7 @@ def main() -> None:
         "--train.checkpoint.save_epochs", "0",
         "--train.checkpoint.save_hf_weights", "false",
         "--trainer.callbacks", "benchmarks.contestants.ours.MeterCallback",
+        *([] if "--train.dyn_bsz" in more else ["--data.train_size", "null"]),
         *more,
     ]  # fmt: skip
     from omnilit.__main__ import main as run
@@ -53,15 +55,19 @@ def __getattr__(name: str) -> Any:
     class MeterCallback(Callback):
         def __init__(self) -> None:
             self.meter = Meter(0)
+            self.rows: list[int] = []  # the line of every other sequence: of pairs, each once
 
         def on_train_batch_end(
-            self, trainer: Trainer, pl_module: LightningModule, *args: object
+            self, trainer: Trainer, pl_module: LightningModule, *args: Any
         ) -> None:
             result: Any = pl_module.step_result
             self.meter.step(result.num_tokens, result.loss)
+            self.rows += [origin.row for origin in args[1].origins[::2]]
 
         def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             self.meter.report()
+            if order := os.environ.get(ORDER):
+                Path(order).write_text(json.dumps(self.rows), encoding="utf-8")
 
     return MeterCallback
 

@@ -48,6 +48,7 @@ MODELS: Final = {"dense": lambda: Qwen3Config(**MODEL), "moe": lambda: Qwen3MoeC
 MEDIAN_TOKENS: Final = 153  # of a conversation
 SPREAD: Final = 0.98  # of the logarithms of their lengths
 WARM_UP: Final = 3  # steps that are not counted
+ORDER: Final = "order.json"  # of records, as one contestant took them; also the variable
 STARTED: Final = "BENCH_STARTED"  # when the process was started, in the environment
 
 
@@ -78,6 +79,7 @@ class Meter:
             "tokens_a_step": sum(self.tokens) / len(self.tokens),
             "loss_first": self.losses[0],
             "loss_last": self.losses[-1],
+            "losses": self.losses,
         }
         sys.stdout.write("\nRESULT " + json.dumps(figures) + "\n")
         sys.stdout.flush()
