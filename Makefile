@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FLA_VENV := .venv-fla
 DEMO := demo_output
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: setup browser demo format lint types arch unit dist check test invariant bench coverage \
+.PHONY: setup browser demo format lint types arch unit dist check test invariant fla bench coverage \
 	audit docs clean
 
 setup: $(STAMP)
@@ -58,6 +59,20 @@ test: setup browser
 
 invariant: setup
 	PYTHONPATH=. $(PYTEST) -m slow -s tests/invariant
+
+# flash-linear-attention, in an environment of its own on top of the other one: with it installed
+# transformers' own linear attention raises where there is no GPU
+$(FLA_VENV)/.installed: $(STAMP)
+	$(BIN)/python -m venv $(FLA_VENV)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(echo $(FLA_VENV)/lib/python*/site-packages)/shared.pth
+	$(FLA_VENV)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		flash-linear-attention fla-core einops
+	touch $@
+
+fla: $(FLA_VENV)/.installed
+	$(TEST_ENV) $(FLA_VENV)/bin/python -m pytest -q tests/fla/without_gpu.py
+	$(TEST_ENV) $(FLA_VENV)/bin/python -m pytest -q tests/fla/interpreted.py
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

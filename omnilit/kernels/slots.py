@@ -94,7 +94,7 @@ def _linear_attention(name: str, others: Mapping[str, Requirement]) -> OpSlot:
     target = f"{_KERNELS}.linear_attention:{name}"
     slot = OpSlot(name, key=f"{_KEY}.{name}_implementation", eager=target)
     for backend, needs in others.items():
-        slot.register(backend, None, needs)
+        slot.register(backend, f"{_KERNELS}.adapters.{backend}_kernels:{name}", needs)
     return slot
 
 
@@ -110,7 +110,7 @@ RMS_NORM_GATED: Final = _linear_attention("rms_norm_gated", {"fla": _FLA})
 CAUSAL_CONV1D: Final = _linear_attention("causal_conv1d", {"fla": _FLA})
 GATED_DELTA_RULE: Final = _linear_attention(
     "chunk_gated_delta_rule",
-    {"fla": _FLA, "flash_qla": Requirement("cuda", 90, 90, ("flash-qla",))},
+    {"fla": _FLA, "flash_qla": Requirement("cuda", 90, 103, ("flash-qla",))},
 )
 
 SLOTS: Final[Mapping[str, OpSlot]] = MappingProxyType(

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from omnilit.errors import ConfigError, suggest
+from omnilit.models.gpu_packages import without_fla
 
 CONFIG_KEY = "model.config_path"
 TOKENIZER_KEY = "model.tokenizer_path"
@@ -136,6 +137,13 @@ def build_on(
     Raises:
         ConfigError: transformers has no causal language model for this configuration.
     """
+    with without_fla():
+        return _build(device, config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _build(
+    device: str, config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
     has_code = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_code:
         names = ", ".join(config.architectures or []) or type(config).__name__

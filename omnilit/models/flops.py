@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Final
 
 from torch import nn
@@ -19,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from omnilit.models.attention import is_attention
 from omnilit.models.blocks import decoder_blocks
+from omnilit.models.delta_form import is_delta_net
 from omnilit.types import TOKENS, MicroBatch
 
 TRAINING: Final = 3  # a forward, and a backward of twice its cost
@@ -168,14 +170,27 @@ def count_tower_flops(tower: PreTrainedModel) -> TowerFlops:
 
 
 def _has_attention(block: nn.Module) -> bool:
-    return any(is_attention(module) for module in block.modules())
+    return any(is_attention(module) or is_delta_net(module) for module in block.modules())
 
 
 def _per_token(module: nn.Module, config: PreTrainedConfig) -> int:
     """Operations of a module's own matrices for one token."""
     if isinstance(module, nn.Embedding):
         return 0
+    if is_delta_net(module):
+        return _of_delta_rule(module)
     return sum(2 * size for size in _matrix_sizes(module, config))
+
+
+def _of_delta_rule(module: nn.Module) -> int:
+    """What the rule does to its state for a token, whatever form a kernel gives it.
+
+    The state is read at the key and at the query, and a product of key and value written to it.
+    """
+    sizes = [getattr(module, name, None) for name in ("num_v_heads", "head_k_dim", "head_v_dim")]
+    if not all(isinstance(size, int) for size in sizes):
+        raise _UnknownError
+    return 3 * 2 * prod(size for size in sizes if isinstance(size, int))
 
 
 def _matrix_sizes(module: nn.Module, config: PreTrainedConfig) -> Iterator[int]:
@@ -183,7 +198,7 @@ def _matrix_sizes(module: nn.Module, config: PreTrainedConfig) -> Iterator[int]:
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.ndim < 2 or name.endswith("bias"):
             continue
-        if parameter.ndim == 2:
+        if parameter.ndim == 2 or isinstance(module, nn.Conv1d):  # of one channel each
             yield parameter.numel()
             continue
         num_chosen = getattr(config, "num_experts_per_tok", None)

@@ -25,6 +25,7 @@ from transformers.utils.logging import (
 
 from omnilit.config import InferArguments
 from omnilit.errors import CheckpointError, ConfigError, DataError
+from omnilit.models.gpu_packages import without_fla
 
 
 @dataclass(slots=True)
@@ -165,7 +166,7 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def _load_model(path: str) -> PreTrainedModel:
     try:
-        with _hidden_progress():
+        with _hidden_progress(), without_fla():
             loaded: object = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype="auto",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -29,7 +29,7 @@ def delta_rule(
         for t in range(start, end):
             state = state * log_decay[t].exp()[:, None, None]
             miss = v[t] - torch.einsum("nd,ndv->nv", k[t], state)
-            state = state + torch.einsum("nd,nv->ndv", k[t], miss * beta[t, :, None])
+            state = state + k[t, :, :, None] @ (miss * beta[t, :, None])[:, None]
             out.append(torch.einsum("nd,ndv->nv", q[t], state))
     return torch.stack(out)
 
@@ -51,3 +51,20 @@ def delta_inputs(
         log_decay.requires_grad_(),
         beta.to(dtype).requires_grad_(),
     )
+
+
+def check_rule(rule: Callable[..., Tensor], bounds: Sequence[int], *, bound: float) -> None:
+    """Hold values and gradients of a kernel against the definition.
+
+    Raises:
+        AssertionError: One is further off than `bound`, relative to the largest entry.
+    """
+    inputs = delta_inputs(bounds[-1])
+    found, expected = (f(*inputs, bounds=bounds) for f in (rule, delta_rule))
+    along = torch.randn_like(found)
+    ours = (found, *torch.autograd.grad(found, inputs, along))
+    right = (expected, *torch.autograd.grad(expected, inputs, along.double()))
+    names = ("out", "q", "k", "v", "decay", "beta")
+    for name, got, exact in zip(names, ours, right, strict=True):
+        far = (got - exact).abs().max() / exact.abs().max().clamp(min=1e-6)
+        assert far < bound, f"{name} is off by {far:.1e}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from torch.nn.functional import pad, silu
 from torch.utils.flop_counter import FlopCounterMode
 
 from omnilit.config import OpsImplementationConfig
@@ -15,8 +17,10 @@ from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import resolve_kernels
 from omnilit.models.bind import bind_kernels
 from omnilit.models.build import build_meta
+from omnilit.models.delta_net import bound_linear_attention
 from omnilit.models.flops import causal_pairs, count_flops, count_tower_flops
 from tests.helpers.models import packed_batch, tiny, tiny_config
+from tests.helpers.recurrence import delta_rule
 
 LENGTHS = (5, 13, 30, 1)
 FAMILIES = (
@@ -35,6 +39,34 @@ def test_a_step_of_the_bound_model_costs_what_torch_counts(family):
         OpsImplementationConfig(preset="eager"), given=frozenset(), machine=Machine()
     )
     head, batch = bind_kernels(model, kernels).head, packed_batch(LENGTHS)
+    with FlopCounterMode(display=False) as counter:
+        head.forward(model, batch).token_losses.sum().backward()
+    squares = sum(length**2 for length in LENGTHS)
+    pairs = sum(layer.per_pair for layer in flops.attention) * squares
+    dense = flops.per_token * sum(LENGTHS) + flops.per_target * batch.counts["tokens"]
+    assert counter.get_total_flops() == 3 * (dense + pairs)
+
+
+def by_windows(x, weight, bias, *, bounds):
+    """The convolution as the product of each token's window with the filters."""
+    gap = weight.shape[-1] - 1
+    parts = [pad(x[a:b], (0, 0, gap, 0)).unfold(0, gap + 1, 1) for a, b in pairwise(bounds)]
+    return silu(torch.einsum("tcw,cw->tc", torch.cat(parts), weight))
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_next", "qwen3_5_moe", "olmo_hybrid"])
+def test_linear_attention_costs_what_torch_counts_of_its_definition(family):
+    model = tiny(family)
+    flops = count_flops(model)
+    assert flops is not None
+    kernels = resolve_kernels(
+        OpsImplementationConfig(preset="eager"), given=frozenset(), machine=Machine()
+    )
+    head, batch = bind_kernels(model, kernels).head, packed_batch(LENGTHS)
+    linear = bound_linear_attention(model)
+    assert linear is not None
+    linear.convolution = by_windows
+    linear.rule = lambda *args, bounds: delta_rule(*args, bounds=bounds).float()
     with FlopCounterMode(display=False) as counter:
         head.forward(model, batch).token_losses.sum().backward()
     squares = sum(length**2 for length in LENGTHS)
