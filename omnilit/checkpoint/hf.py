@@ -51,6 +51,9 @@ def export(
     buffers = dict(model.named_buffers())
     cast = {n: t if n in buffers else t.to(dtype) for n, t in tensors.items()}
     _check_range(cast, dtype)
+    for name, source in model.all_tied_weights_keys.items():  # a model may make its head first
+        if source not in cast and name in cast:
+            cast[source] = cast[name]
     missing, left_over = model.load_state_dict(cast, strict=False, assign=True)
     model.tie_weights()
     lacking = sorted(set(missing) - model.all_tied_weights_keys.keys())

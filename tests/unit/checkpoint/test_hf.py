@@ -9,6 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CamembertConfig,
     GenerationConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -31,8 +32,13 @@ BASE: dict[str, Any] = {
     "max_position_embeddings": 32,
     "head_dim": 16,
 }
+_TWO: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS: dict[str, Any] = {
     "tied": lambda: Qwen3Config(**BASE, tie_word_embeddings=True),
+    # this class makes its head before its embedding, so the weight has the head's name
+    "head first": lambda: CamembertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, is_decoder=True, **_TWO
+    ),
     "untied": lambda: Qwen3Config(**BASE, tie_word_embeddings=False),
     "experts": lambda: Qwen3MoeConfig(
         **BASE, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2
