@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from omnilit.config.parallel_sizes import ACCELERATOR, ParallelSizes, describe
 from omnilit.errors import ConfigError, Problem
-from omnilit.models.families.tensor_plans import plan_of
+from omnilit.models.families.tensor_plans import plan_of, why_unsplit
 
 # Configurations name the same thing differently; layers of one model may differ in it too
 HEADS: Final = ("num_attention_heads", "swa_num_attention_heads")
@@ -39,6 +39,7 @@ class ModelNumbers:
         has_tp_plan: It is known how its matrices are split.
         is_attention_split: That plan splits attention by heads too; some split experts alone.
         has_ep_plan: transformers says how its experts are split.
+        why_unsplit: Why its matrices cannot be split in spite of a plan; empty where they can.
     """
 
     model_type: str
@@ -53,6 +54,7 @@ class ModelNumbers:
     has_tp_plan: bool
     is_attention_split: bool
     has_ep_plan: bool
+    why_unsplit: str = ""
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> ModelNumbers:
@@ -75,6 +77,7 @@ class ModelNumbers:
                 ATTENTION.search(name) and style == BY_HEADS for name, style in split.items()
             ),
             has_ep_plan=bool(text.base_model_ep_plan),
+            why_unsplit=why_unsplit(config),
         )
 
 
@@ -130,6 +133,9 @@ def _matrices(sizes: ParallelSizes, numbers: ModelNumbers) -> list[Problem]:
         return []
     if not numbers.has_tp_plan:
         problem = f"there is no plan for splitting the matrices of {numbers.model_type} (tp_plan)"
+        return [Problem(key, problem, "leave tp_size out")]
+    if numbers.why_unsplit:
+        problem = f"the matrices of {numbers.model_type} cannot be split: {numbers.why_unsplit}"
         return [Problem(key, problem, "leave tp_size out")]
     heads = [("attention heads", numbers.heads), ("key-value heads", numbers.kv_heads)]
     found = [

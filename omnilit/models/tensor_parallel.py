@@ -27,10 +27,9 @@ from omnilit.config.tensor_rules import TP as KEY
 from omnilit.errors import ConfigError, Problem
 from omnilit.kernels.resolve import Choice, KernelSet
 from omnilit.models import head
-from omnilit.models.families.tensor_plans import SHARED_BIAS, plan_of
+from omnilit.models.families.tensor_plans import OWN_HEADS, SHARED_BIAS, plan_of
 from omnilit.parallel.replicated import sum_gradients, sum_values
 
-OWN_HEADS: Final = "replicated_with_grad_allreduce"  # a norm over the heads that a rank has
 MAX_LISTED: Final = 4
 
 

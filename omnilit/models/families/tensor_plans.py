@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 # Added on each rank to a sum over ranks: each adds its share. Ours; the other styles are theirs.
 SHARED_BIAS: Final = "shared_bias"
+OWN_HEADS: Final = "replicated_with_grad_allreduce"  # whole on each rank, used on its part
 
 _GPT_OSS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -29,9 +30,34 @@ _GPT_OSS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-_PLANS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType({"gpt_oss": _GPT_OSS})
+# A number a layer that every rank applies to its own part of the activations
+_APERTUS: Final[Mapping[str, str]] = MappingProxyType({"layers.*.mlp.act_fn": OWN_HEADS})
+
+_PLANS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {"apertus": _APERTUS, "gpt_oss": _GPT_OSS}
+)
+_EMBEDDING: Final = "its code reads a row of the embedding itself, which only one rank has"
+# Families whose plan does not give the numbers of one process, or does not run
+_UNSPLIT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "gemma3n_text": "its activations are held against the mean of a whole row of them",
+        "gemma4": _EMBEDDING,
+        "gemma4_unified": _EMBEDDING,
+        "llama4_text": "its code adds to the output of a split matrix in place",
+    }
+)
 
 
 def plan_of(config: PreTrainedConfig) -> Mapping[str, str]:
     """Style by module or parameter of the base model, layers as `*`; empty where none is needed."""
     return _PLANS.get(config.model_type, MappingProxyType({}))
+
+
+def why_unsplit(config: PreTrainedConfig) -> str:
+    """Why the plan of a model cannot be used; empty where it can.
+
+    Args:
+        config: Of the whole model.
+    """
+    types = (config.model_type, config.get_text_config(decoder=True).model_type)
+    return next((_UNSPLIT[name] for name in types if name in _UNSPLIT), "")

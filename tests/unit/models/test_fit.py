@@ -47,6 +47,23 @@ def test_a_nested_decoder_is_the_one_that_counts():
     assert numbers.model_type == "qwen3_vl_moe_text"
 
 
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (hf.Gemma3nTextConfig, "held against the mean of a whole row"),
+        (hf.Gemma4Config, "its code reads a row of the embedding"),
+        (hf.Llama4Config, "adds to the output of a split matrix in place"),
+    ],
+)
+def test_a_plan_that_does_not_work_is_refused(config: type[hf.PreTrainedConfig], why: str):
+    numbers = ModelNumbers.of(config())
+    assert numbers.has_tp_plan
+    (problem,) = fit_problems(sizes(tp_size=2), numbers)
+    assert problem.key == f"{KEY}.tp_size"
+    assert f"the matrices of {numbers.model_type} cannot be split: " in problem.problem
+    assert why in problem.problem
+
+
 def test_layers_may_differ():
     numbers = ModelNumbers.of(hf.Dots3NoteConfig())
     assert numbers.heads == (64, 128)
