@@ -90,7 +90,8 @@ class OfHeads:
         """
         own = None if sinks_N is None else sinks_N.chunk(self.group.size())[self.group.rank()]
         out = self.kernel(q_BNTH, k_BKLH, v_BKLV, bounds=bounds, rule=rule, sinks_N=own)
-        return heads_to_sequence(out.transpose(1, 2), self.group).transpose(1, 2)
+        # contiguous, as every kernel gives it: some models look at it by `view`
+        return heads_to_sequence(out.transpose(1, 2), self.group).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
