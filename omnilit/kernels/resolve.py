@@ -45,11 +45,13 @@ class Choice:
         backend: Its name.
         why: `given`, or how the preset came to it, for the table.
         is_given: Whether the user asked for it by name, so that having no place is an error.
+        is_auto: Whether `auto` chose it, so that it may change for a model that cannot use it.
     """
 
     backend: str
     why: str
     is_given: bool
+    is_auto: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +153,11 @@ def _choose_auto(field: str, default: str, machine: Machine) -> Choice:
     slot = SLOTS[field]
     reasons = slot.lacks(default, machine)
     if not reasons and _npu_problem(field, default, machine) is None:
-        return Choice(default, "reference default", is_given=False)
+        return Choice(default, "reference default", is_given=False, is_auto=True)
     usable = {n for n in slot.usable(machine) if _npu_problem(field, n, machine) is None}
     backend = next((name for name in _FALLBACKS.get(field, ()) if name in usable), "eager")
     why = reasons[0] if reasons else "is not supported on NPU"  # `omnilit env` has them all
-    return Choice(backend, f"{default} {why}", is_given=False)
+    return Choice(backend, f"{default} {why}", is_given=False, is_auto=True)
 
 
 def _npu_problem(field: str, backend: str, machine: Machine) -> Problem | None:

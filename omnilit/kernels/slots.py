@@ -22,17 +22,15 @@ def _attention() -> OpSlot:
         "attention", key=f"{_KEY}.attn_implementation", eager=f"{_KERNELS}.attention:eager"
     )
     slot.register("sdpa", f"{_KERNELS}.attention:sdpa")
-    slot.register(
-        "flash_attention_2",
-        f"{_KERNELS}.adapters.flash_attention:flash_attention_2",
-        Requirement("cuda", min_sm=80, packages=("flash-attn",)),
-    )
     for name, needs in {
+        "flash_attention_2": Requirement("cuda", min_sm=80, packages=("flash-attn",)),
         "flash_attention_3": Requirement("cuda", 90, 90, ("flash-attn-3",)),
         "flash_attention_4": Requirement("cuda", min_sm=90, packages=("flash-attn-4",)),
-        "flex_attention": Requirement("cuda", min_sm=80, packages=("triton",)),
     }.items():
-        slot.register(name, None, needs)
+        slot.register(name, f"{_KERNELS}.adapters.flash_attention:{name}", needs)
+    # on a CPU torch has no backward of it
+    needs = Requirement("cuda", min_sm=80, packages=("triton",))
+    slot.register("flex_attention", f"{_KERNELS}.flex:flex_attention", needs)
     return slot
 
 
@@ -42,8 +40,9 @@ def _moe() -> OpSlot:
     slot.register("grouped_mm", f"{_KERNELS}.moe_grouped:grouped_mm", Requirement(min_sm=80))
     needs = Requirement("cuda", min_sm=70, packages=("triton",))
     slot.register("fused_triton", f"{_OURS}.moe:fused", needs)
-    slot.register("fused_quack", None, Requirement("cuda", min_sm=90, packages=("quack-kernels",)))
-    slot.register("fused_npu", None, _NPU)
+    needs = Requirement("cuda", min_sm=90, packages=("quack-kernels",))
+    slot.register("fused_quack", f"{_KERNELS}.adapters.quack:experts", needs)
+    slot.register("fused_npu", f"{_KERNELS}.adapters.npu:experts", _NPU)
     return slot
 
 
@@ -61,7 +60,7 @@ def _rms_norm() -> OpSlot:
     slot = OpSlot("rms_norm", key=key, eager=f"{_KERNELS}.rms_norm:eager")
     slot.register("torch", f"{_KERNELS}.rms_norm:lean")
     slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:rms_norm", _LIGER)
-    slot.register("npu", None, _NPU)
+    slot.register("npu", f"{_KERNELS}.adapters.npu:rms_norm", _NPU)
     slot.register("triton", f"{_OURS}.rms_norm:rms_norm", _TRITON)
     return slot
 
@@ -77,7 +76,7 @@ def _rotary() -> OpSlot:
     key = f"{_KEY}.rotary_pos_emb_implementation"
     slot = OpSlot("rotary_pos_emb", key=key, eager=f"{_KERNELS}.rope:eager")
     slot.register("liger_kernel", f"{_KERNELS}.adapters.liger:rotary", _LIGER)
-    slot.register("npu", None, _NPU)
+    slot.register("npu", f"{_KERNELS}.adapters.npu:rotary", _NPU)
     slot.register("triton", f"{_OURS}.rope:rotary", _TRITON)
     return slot
 

@@ -16,7 +16,7 @@ from omnilit.errors import KernelError, Problem
 from omnilit.kernels.resolve import KernelSet
 from omnilit.kernels.slot import Kernel
 from omnilit.kernels.slots import SLOTS
-from omnilit.models import attention, delta_net, head, places
+from omnilit.models import attention, attention_fit, delta_net, head, places
 from omnilit.models import balance as router_balance
 from omnilit.models.calls import CallCounter
 from omnilit.models.namespaces import copy_space, own_forward, rebuild_forward
@@ -165,8 +165,10 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
 
     Raises:
         ConfigError: The model cannot be packed, or its head cannot compute the loss.
-        KernelError: A backend that was given by name has no place in this model.
+        KernelError: A backend that was given by name has no place in this model, or cannot do what
+            its attention asks.
     """
+    kernels = attention_fit.fit_attention(model, kernels)
     counter, run = CallCounter(), attention.PackedRun()
     found = {field: find(model) for field, find in _FINDERS.items()}
     _refuse_placeless(model, kernels, found)

@@ -144,7 +144,7 @@ def test_the_table_of_backends_gives_the_reasons():
     assert rows["attention", "sdpa"] == "runs here"
     assert rows["moe", "fused_quack"] == (
         "needs cuda, this machine trains on cpu; needs SM 90 or newer, here is none; package "
-        "quack-kernels is not installed; is not available yet"
+        "quack-kernels is not installed"
     )
     assert len(rows) == sum(len(list(slot)) for slot in SLOTS.values())
 
