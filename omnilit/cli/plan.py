@@ -19,6 +19,7 @@ from omnilit.cli.tasks import TASKS, TaskChoice, choose_task, load_task
 from omnilit.cli.wandb_run import check_wandb
 from omnilit.config import DPOConfig, InferArguments, OpsImplementationConfig, TrainingArguments
 from omnilit.config.check import Checked, check_values
+from omnilit.config.invariance_rules import INVARIANT
 from omnilit.config.machine_checks import check_other_run, check_output_dir, check_paths
 from omnilit.config.rules import run_rules
 from omnilit.config.schema import Field, constructor_fields, dataclass_fields
@@ -282,13 +283,16 @@ def _good_part(raw: RawConfig) -> Tree:
 
 def _kernels(view: View, launch: Launch, wrong: set[str]) -> tuple[KernelSet | None, list[Problem]]:
     """What runs each operation on the launch's device, where that is known."""
-    if wrong & DEVICE_KEYS or any(path.startswith(OPS) for path in wrong):
+    if wrong & {*DEVICE_KEYS, INVARIANT} or any(path.startswith(OPS) for path in wrong):
         return None, []
     ops, machine = build(OpsImplementationConfig, OPS, view), Machine.detect(launch.device_type)
     try:
-        return resolve_kernels(ops, given=given_kernels(view), machine=machine), []
+        kernels = resolve_kernels(
+            ops, given=given_kernels(view), machine=machine, is_invariant=view[INVARIANT]
+        )
     except KernelError as error:
         return None, list(error.problems)
+    return kernels, []
 
 
 def _lacks_compiler(view: View, launch: Launch, wrong: set[str]) -> list[Problem]:

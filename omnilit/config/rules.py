@@ -10,6 +10,7 @@ from typing import Final
 from omnilit.config import (
     checkpoint_rules,
     data_rules,
+    invariance_rules,
     optimizer_rules,
     parallel_rules,
     pipeline_rules,
@@ -114,6 +115,10 @@ def _parallel_rules() -> list[Rule]:
         Rule((parallel_rules.MOVED, parallel_rules.KEPT), parallel_rules.activations_have_a_limit),
         Rule((tensor_rules.TP, tensor_rules.HEAD), tensor_rules.head_takes_a_part),
         Rule((tensor_rules.TP, tensor_rules.COMPILE), tensor_rules.compiled_blocks_are_whole),
+        Rule(
+            (invariance_rules.INVARIANT, optimizer_rules.COMPILE, *invariance_rules.SPLITS),
+            invariance_rules.rows_stay_whole,
+        ),
         *_pipeline_rules(),
     ]
 

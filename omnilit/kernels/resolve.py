@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Final, cast
 
 from omnilit.config import OpsImplementationConfig
+from omnilit.config.invariance_rules import INVARIANT
 from omnilit.errors import KernelError, Problem, suggest
+from omnilit.kernels.batch_invariant import BACKENDS
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.slot import Kernel
 from omnilit.kernels.slots import BOUND_LATE, NPU_ALLOW_LIST, SLOTS
@@ -61,10 +63,12 @@ class KernelSet:
     Args:
         choices: By field of `ops_implementation`; all but those bound late can run.
         machine: What they were checked against.
+        is_invariant: Whether each has to compute a row alike in any batch.
     """
 
     choices: Mapping[str, Choice]
     machine: Machine
+    is_invariant: bool = False
 
     def kernel(self, field: str) -> Kernel:
         """Import the kernel chosen for `field`.
@@ -72,7 +76,10 @@ class KernelSet:
         Raises:
             KernelError: A slot that is bound late cannot run here.
         """
-        return SLOTS[field].resolve(self.choices[field].backend, self.machine)
+        backend = self.choices[field].backend
+        if self.is_invariant and (problem := _invariance_problem(field, backend)):
+            raise KernelError.of([problem])
+        return SLOTS[field].resolve(backend, self.machine)
 
     def names(self) -> dict[str, str]:
         """Backend by field, as checkpoints store it."""
@@ -85,7 +92,11 @@ def changed_fields(ops: OpsImplementationConfig) -> frozenset[str]:
 
 
 def resolve_kernels(
-    ops: OpsImplementationConfig, *, given: frozenset[str], machine: Machine
+    ops: OpsImplementationConfig,
+    *,
+    given: frozenset[str],
+    machine: Machine,
+    is_invariant: bool = False,
 ) -> KernelSet:
     """Choose a backend for every slot: what was given literally, the rest by the preset.
 
@@ -93,18 +104,24 @@ def resolve_kernels(
         ops: The group of the YAML.
         given: Names of its fields that the user gave.
         machine: What training runs on.
+        is_invariant: Whether each has to compute a row alike in any batch.
 
     Raises:
         KernelError: Something chosen cannot run here; all slots, with all reasons.
     """
-    if problems := check_ops(ops, given=given, machine=machine):
+    problems = check_ops(ops, given=given, machine=machine, is_invariant=is_invariant)
+    if problems:
         raise KernelError.of(problems)
-    choices = {field: _choose(ops, field, given, machine) for field in SLOTS}
-    return KernelSet(MappingProxyType(choices), machine)
+    choices = {field: _choose(ops, field, given, machine, is_invariant) for field in SLOTS}
+    return KernelSet(MappingProxyType(choices), machine, is_invariant)
 
 
 def check_ops(
-    ops: OpsImplementationConfig, *, given: frozenset[str], machine: Machine
+    ops: OpsImplementationConfig,
+    *,
+    given: frozenset[str],
+    machine: Machine,
+    is_invariant: bool = False,
 ) -> list[Problem]:
     """What stands against `ops` on `machine`, without importing a kernel.
 
@@ -114,10 +131,15 @@ def check_ops(
     if ops.preset not in PRESETS:
         reason = f"{ops.preset!r} is not known.{suggest(ops.preset, PRESETS)}".rstrip(".")
         return [Problem(_PRESET_KEY, reason, f"use one of {', '.join(PRESETS)}")]
+    if is_invariant and machine.device == "npu":
+        return [Problem(INVARIANT, "true needs a GPU or a CPU, here is an NPU", "leave it out")]
     problems = []
     for field, slot in SLOTS.items():
-        backend = _choose(ops, field, given, machine).backend
+        backend = _choose(ops, field, given, machine, is_invariant).backend
         if field in BOUND_LATE and backend in slot:
+            continue
+        if is_invariant and (problem := _invariance_problem(field, backend)):
+            problems.append(problem)
             continue
         if problem := _npu_problem(field, backend, machine) or slot.problem(backend, machine):
             problems.append(problem)
@@ -134,7 +156,11 @@ def table_of_backends(machine: Machine) -> list[tuple[str, str, str]]:
 
 
 def _choose(
-    ops: OpsImplementationConfig, field: str, given: frozenset[str], machine: Machine
+    ops: OpsImplementationConfig,
+    field: str,
+    given: frozenset[str],
+    machine: Machine,
+    is_invariant: bool,
 ) -> Choice:
     value = cast("str | None", getattr(ops, field))
     if value is None:
@@ -146,18 +172,32 @@ def _choose(
     if ops.preset in ("eager", "npu"):
         backend = _NPU.get(field, "eager") if ops.preset == "npu" else "eager"
         return Choice(backend, f"preset {ops.preset}", is_given=False)
-    return _choose_auto(field, value, machine)
+    return _choose_auto(field, value, machine, is_invariant=is_invariant)
 
 
-def _choose_auto(field: str, default: str, machine: Machine) -> Choice:
+def _choose_auto(field: str, default: str, machine: Machine, *, is_invariant: bool) -> Choice:
     slot = SLOTS[field]
     reasons = slot.lacks(default, machine)
+    if is_invariant and default not in BACKENDS[field]:
+        reasons = ("depends on the batch", *reasons)
     if not reasons and _npu_problem(field, default, machine) is None:
         return Choice(default, "reference default", is_given=False, is_auto=True)
     usable = {n for n in slot.usable(machine) if _npu_problem(field, n, machine) is None}
-    backend = next((name for name in _FALLBACKS.get(field, ()) if name in usable), "eager")
+    usable &= set(BACKENDS[field]) if is_invariant else usable
+    names = ("triton", *_FALLBACKS.get(field, ())) if is_invariant else _FALLBACKS.get(field, ())
+    backend = next((name for name in names if name in usable), "eager")
     why = reasons[0] if reasons else "is not supported on NPU"  # `omnilit env` has them all
     return Choice(backend, f"{default} {why}", is_given=False, is_auto=True)
+
+
+def _invariance_problem(field: str, backend: str) -> Problem | None:
+    if backend in BACKENDS[field] or backend not in SLOTS[field]:
+        return None
+    reason = f"{backend!r} is not known to compute a row alike in any batch, as {INVARIANT} wants"
+    fix = (
+        f"use one of {', '.join(BACKENDS[field])}" if BACKENDS[field] else f"leave {INVARIANT} out"
+    )
+    return Problem(SLOTS[field].key, reason, fix)
 
 
 def _npu_problem(field: str, backend: str, machine: Machine) -> Problem | None:

@@ -18,6 +18,8 @@ from omnilit.config import (
     OpsImplementationConfig,
     TrainingArguments,
 )
+from omnilit.config.invariance_rules import SPLITS, invariance_problems
+from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.logging import get_logger
@@ -36,7 +38,7 @@ from omnilit.models.weights import Delivery, gather_weights, load_buffers, load_
 from omnilit.modules.pipelined import Part, PipelinedModel, cut_into_parts, output_policy
 from omnilit.modules.precision import Precision
 from omnilit.parallel.fsdp import shard_experts, shard_model
-from omnilit.parallel.mesh import Topology
+from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.parallel.offload import ActivationOffload
 from omnilit.types import MicroBatch
 
@@ -182,9 +184,8 @@ def assemble_shards(
     )
     check_basic(model, request.basic_modules)
     flops = count_flops(model)
-    kernels = resolve_kernels(request.ops, given=request.given, machine=machine)
     sizes = topology.sizes
-    kernels = fit_kernels(kernels, tp_size=sizes.tp_size, is_compiled=train.enable_compile)
+    kernels = _choose_kernels(request, sizes, machine)
     binding = bind_kernels(model, kernels)
     split_model(model, topology.tp, with_experts=sizes.ep_size == 1)
     experts = _spread_experts(model, topology)  # of all layers: a stage may have none
@@ -243,6 +244,18 @@ def _offload_activations(
     if topology.device.type == "cpu":
         log.info("activations: a CPU's leave for other memory of the same kind; none is saved")
     return ActivationOffload.of(model, limit=limit, device=topology.device)
+
+
+def _choose_kernels(request: ModelRequest, sizes: ParallelSizes, machine: Machine) -> KernelSet:
+    train = request.train
+    splits = {path: getattr(sizes, path.rpartition(".")[2]) for path in SPLITS}
+    is_invariant, is_compiled = train.enable_batch_invariant_mode, train.enable_compile
+    if problems := invariance_problems(is_on=is_invariant, is_compiled=is_compiled, sizes=splits):
+        raise ConfigError.of(problems)
+    kernels = resolve_kernels(
+        request.ops, given=request.given, machine=machine, is_invariant=is_invariant
+    )
+    return fit_kernels(kernels, tp_size=sizes.tp_size, is_compiled=is_compiled)
 
 
 def _spread_experts(model: PreTrainedModel, topology: Topology) -> list[nn.Module]:

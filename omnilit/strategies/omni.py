@@ -30,6 +30,7 @@ from omnilit.checkpoint.save import DataRank, load_checkpoint, take_snapshot, wr
 from omnilit.checkpoint.together import run_together
 from omnilit.config import AcceleratorConfig
 from omnilit.errors import ConfigError
+from omnilit.kernels.batch_invariant import invariant_operators
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.overrides import replace_operators
 from omnilit.kernels.products import FLOAT32_PRODUCTS
@@ -55,6 +56,10 @@ WIDE_PRODUCTS = (
     "and rounded; with enable_compile those within a block are not, and param_dtype: auto takes "
     "float32 here for all"
 )
+INVARIANT_ROWS = (
+    "train.enable_batch_invariant_mode: products, means and log-softmax are computed so that a "
+    "sample's rows do not depend on what it is packed with; it costs speed"
+)
 META_KEYS = ("callbacks", "lr_schedulers", "loops", "omnilit", "pytorch-lightning_version")
 
 
@@ -77,7 +82,7 @@ class OmniStrategy(ModelParallelStrategy):
         self._topology: Topology | None = None
         self._writer = BackgroundWriter(timeout_s=config.timeout_s)
         self._before: determinism.Settings | None = None
-        self._undo_products: Callable[[], None] | None = None
+        self._undo_operators: Callable[[], None] | None = None
 
     @property
     def topology(self) -> Topology:
@@ -97,7 +102,7 @@ class OmniStrategy(ModelParallelStrategy):
 
     @override
     def setup_environment(self) -> None:
-        if self._is_deterministic and self._before is None:
+        if self._asks_for("enable_full_determinism") and self._before is None:
             self._before = determinism.make_deterministic()
             if not determinism.has_fixed_hashes():
                 log.warning(NO_HASH_SEED)
@@ -106,7 +111,7 @@ class OmniStrategy(ModelParallelStrategy):
             torch.set_num_threads(max((os.cpu_count() or 1) // self.num_processes, 1))
         if self.root_device.type == "cpu":
             keep_freed_blocks()
-            self._widen_products()
+        self._replace_operators()
         self._topology = Topology.build(self.sizes, self.root_device)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._topology.fsdp  # noqa: SLF001 - Lightning's own way
@@ -140,9 +145,9 @@ class OmniStrategy(ModelParallelStrategy):
             if self._before is not None:
                 determinism.restore(self._before)
                 self._before = None
-            if self._undo_products is not None:
-                self._undo_products()
-                self._undo_products = None
+            if self._undo_operators is not None:
+                self._undo_operators()
+                self._undo_operators = None
 
     @override
     def batch_to_device(
@@ -159,19 +164,33 @@ class OmniStrategy(ModelParallelStrategy):
         topology = self.topology
         return split_sequence(batch, layout_of(topology), topology.sequence_rank)
 
-    @property
-    def _is_deterministic(self) -> bool:
+    def _asks_for(self, field: str) -> bool:
+        """Whether a field of `train` is true; a module without such arguments has no say."""
         arguments = getattr(self.lightning_module, "train_arguments", None)
-        return getattr(arguments, "enable_full_determinism", False)
+        return getattr(arguments, field, False)
 
-    def _widen_products(self) -> None:
+    def _replace_operators(self) -> None:
+        """Put our own in place of torch's operators, where the run wants that."""
+        if self._undo_operators is not None:
+            return
+        operators, device = self._wide_products(), self.root_device.type
+        if self._asks_for("enable_batch_invariant_mode"):
+            log.info("%s", INVARIANT_ROWS)
+            operators |= invariant_operators(device)
+        if operators:
+            key = "CPU" if device == "cpu" else "CUDA"
+            self._undo_operators = replace_operators(operators, key)
+
+    def _wide_products(self) -> dict[str, Callable[..., Any]]:
         mixed = self.config.fsdp_config.mixed_precision
         compute = mixed.param_dtype if mixed.enable else mixed.master_dtype
         dtypes = {compute, *getattr(self.lightning_module, "further_dtypes", ())}
-        is_slow = "bfloat16" in dtypes and not Machine.detect("cpu").has_fast_bf16
-        if is_slow and self._undo_products is None:
-            log.info("%s", WIDE_PRODUCTS)
-            self._undo_products = replace_operators(FLOAT32_PRODUCTS, "CPU")
+        if self.root_device.type != "cpu" or "bfloat16" not in dtypes:
+            return {}
+        if Machine.detect("cpu").has_fast_bf16:
+            return {}
+        log.info("%s", WIDE_PRODUCTS)
+        return dict(FLOAT32_PRODUCTS)
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:

@@ -1,4 +1,4 @@
-"""Products, log-softmax and means whose rows have the same bits whatever the other rows are.
+"""Products, log-normalisers and means whose rows have the same bits whatever the other rows are.
 
 Tiles have one size and sums one order: neither depends on the number of rows, and no sum is split
 between programs. What calls these is in `kernels.batch_invariant`.
@@ -63,26 +63,22 @@ def product_kernel(
 
 
 @triton.jit
-def log_softmax_kernel(x_ptr, out_ptr, N, COLUMNS: tl.constexpr):
-    """A row, read twice: for its normaliser, and to write it."""
+def norm_kernel(x_ptr, out_ptr, N, COLUMNS: tl.constexpr):
+    """Of the exponentials of a row the logarithm of the sum; it is read twice."""
     x = x_ptr + tl.program_id(0).to(tl.int64) * N
-    out = out_ptr + tl.program_id(0).to(tl.int64) * N
     highest = tl.full((COLUMNS,), float("-inf"), tl.float32)
     for start in range(0, N, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         part = tl.load(x + column, mask=column < N, other=float("-inf"))
         highest = tl.maximum(highest, part.to(tl.float32))
     top = tl.max(highest, 0)
+    top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros((COLUMNS,), tl.float32)
     for start in range(0, N, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         part = tl.load(x + column, mask=column < N, other=float("-inf"))
         total += tl.exp(part.to(tl.float32) - top)
-    norm = top + tl.log(tl.sum(total, 0))
-    for start in range(0, N, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        part = tl.load(x + column, mask=column < N, other=0.0).to(tl.float32)
-        tl.store(out + column, (part - norm).to(out_ptr.dtype.element_ty), mask=column < N)
+    tl.store(out_ptr + tl.program_id(0), top + tl.log(tl.sum(total, 0)))
 
 
 @triton.jit
@@ -97,11 +93,11 @@ def mean_kernel(x_ptr, out_ptr, N, COLUMNS: tl.constexpr):
     tl.store(out_ptr + tl.program_id(0), mean.to(out_ptr.dtype.element_ty))
 
 
-def multiply(a_MK: Tensor, b_KN: Tensor) -> Tensor:
-    """The product in the dtype of `a_MK`, summed in float32; any strides."""
+def multiply(a_MK: Tensor, b_KN: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product, summed in float32, given back as `dtype`; any strides."""
     num_rows, num_inner = a_MK.shape
     num_columns = b_KN.shape[1]
-    out = a_MK.new_empty(num_rows, num_columns)
+    out = a_MK.new_empty(num_rows, num_columns, dtype=dtype)
     if out.numel():
         grid = triton.cdiv(num_rows, TILE_M), triton.cdiv(num_columns, TILE_N)
         product_kernel[grid](
@@ -121,12 +117,12 @@ def multiply(a_MK: Tensor, b_KN: Tensor) -> Tensor:
     return out
 
 
-def log_softmax(x_RN: Tensor, dtype: torch.dtype) -> Tensor:
-    """Log-softmax of each row, in float32, given back as `dtype`."""
+def log_norms(x_RN: Tensor) -> Tensor:
+    """Of the exponentials of each row the logarithm of the sum, [R] in float32."""
     x_RN = x_RN.contiguous()
-    out = torch.empty_like(x_RN, dtype=dtype)
+    out = x_RN.new_empty(x_RN.shape[0], dtype=torch.float32)
     if out.numel():
-        log_softmax_kernel[(x_RN.shape[0],)](x_RN, out, x_RN.shape[1], COLUMNS=COLUMNS)
+        norm_kernel[(x_RN.shape[0],)](x_RN, out, x_RN.shape[1], COLUMNS=COLUMNS)
     return out
 
 
