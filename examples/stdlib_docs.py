@@ -2,7 +2,8 @@
 
 The text is what `help()` shows for a list of standard library modules, turned into questions and
 answers. Written to `--out`: `train.jsonl`, `eval.jsonl` (for some symbols a question whose wording
-was never trained for them), and `model/` with a byte-level BPE tokenizer trained on the text, its
+was never trained for them), `pairs/` with the same questions and beside each right answer that of
+another symbol, and `model/` with a byte-level BPE tokenizer trained on the text, its
 chat template, and the `config.json` of a small Qwen3. The same interpreter gives the same bytes.
 """
 
@@ -54,7 +55,7 @@ CHAT_TEMPLATE = (
 )
 
 
-Conversation = dict[str, list[dict[str, str]]]
+Conversation = dict[str, list[dict[str, str]]]  # also a pair of them, by their names
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,20 @@ def to_conversation(entry: Entry, question: str) -> Conversation:
     }
 
 
+def to_pairs(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Preference pairs: each conversation, and its question with another symbol's answer."""
+    answers = sorted({talk["messages"][1]["content"] for talk in conversations})
+    pairs = []
+    for talk in conversations:
+        question, answer = talk["messages"]
+        digest = hashlib.sha256(question["content"].encode()).digest()
+        place = int.from_bytes(digest[:4], "big") % (len(answers) - 1)
+        others = [text for text in answers if text != answer["content"]]
+        wrong = {"role": "assistant", "content": others[place]}
+        pairs.append({"chosen": [question, answer], "rejected": [question, wrong]})
+    return pairs
+
+
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most VOCAB_SIZE entries, with the chat template."""
     tokenizer = Tokenizer(models.BPE())
@@ -192,18 +207,20 @@ def write_dataset(out: Path, module_names: Iterable[str]) -> dict[str, int]:
     """Write everything to `out`, replacing what an earlier run left.
 
     Returns:
-        How many conversations each file got.
+        How many conversations, or pairs of them, each file got.
     """
     train, evaluate = split_questions(find_entries(module_names))
-    out.mkdir(parents=True, exist_ok=True)
-    for file_name, part in (("train.jsonl", train), ("eval.jsonl", evaluate)):
-        lines = [json.dumps(conversation, ensure_ascii=False) for conversation in part]
+    (out / "pairs").mkdir(parents=True, exist_ok=True)
+    parts = {"train.jsonl": train, "eval.jsonl": evaluate}
+    parts |= {f"pairs/{name}": to_pairs(part) for name, part in parts.items()}
+    for file_name, part in parts.items():
+        lines = [json.dumps(record, ensure_ascii=False) for record in part]
         (out / file_name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     texts = [message["content"] for item in train for message in item["messages"]]
     tokenizer = train_tokenizer(texts)
     tokenizer.save_pretrained(out / "model")
     make_config(tokenizer).save_pretrained(out / "model")
-    return {"train.jsonl": len(train), "eval.jsonl": len(evaluate)}
+    return {file_name: len(part) for file_name, part in parts.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     out = parser.parse_args(argv).out
     for file_name, count in write_dataset(out, MODULES).items():
-        print(f"{out / file_name}: {count} conversations")
+        print(f"{out / file_name}: {count} {'pairs' if 'pairs' in file_name else 'conversations'}")
     print(f"{out / 'model'}: tokenizer and model configuration")
     return 0
 

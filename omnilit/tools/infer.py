@@ -1,9 +1,9 @@
-"""`omnilit infer`: chat with a model in the Hugging Face layout, or answer one prompt."""
+"""`omnilit infer`: chat with a model in the Hugging Face layout, answer one prompt, or a file."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
@@ -27,12 +27,42 @@ if TYPE_CHECKING:
 
 # Groups of a YAML file that `infer` does not read
 OTHER_VERBS: Final = ("model", "data", "train", "dpo_config", "trainer")
+# What this verb takes beside settings, and what to write after each
+FLAGS: Final[Mapping[str, str]] = {
+    "--prompt": "it in quotes",
+    "--input": "a file of records",
+    "--output": "a file to write",
+    "--batch-size": "a number",
+    "--logprobs": "nothing",
+}
 USAGE: Final = """\
 usage: omnilit infer [FILE.yaml] [--prompt TEXT] --infer.model_path PATH [--infer.KEY VALUE ...]
+       omnilit infer [FILE.yaml] --input FILE --output FILE [--batch-size N] [--logprobs]
+                     --infer.model_path PATH [--infer.KEY VALUE ...]
 
 Answers TEXT, or chats: 'clear' forgets what was said, 'exit' ends. PATH is a model folder, the
 output folder of a run, of which the newest complete export answers, or a name on the hub.
+
+With --input each record with "messages" or "prompt" is written to --output with its "completion",
+with --logprobs also the log-probability of each token. The same command goes on where it stopped.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class FileRequest:
+    """Records to answer, and where the answers go.
+
+    Args:
+        source: A data file, as `data.train_path` takes it.
+        output: A JSON Lines file; where it has lines already, they are kept and not made again.
+        batch_size: Prompts that run at a time, where so many are of one length.
+        has_logprobs: Write the log-probability of each token beside the completion.
+    """
+
+    source: str
+    output: Path
+    batch_size: int = 16
+    has_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +72,12 @@ class Request:
     Args:
         arguments: The fields of `infer`, from file and flags.
         prompt: The one prompt to answer; None for a chat.
+        file: The records to answer; None where there is no `--input`.
     """
 
     arguments: InferArguments
     prompt: str | None
+    file: FileRequest | None = None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -67,6 +99,11 @@ def run(argv: Sequence[str]) -> int:
     from omnilit.tools.host import best_machine
 
     chat = open_chat(request.arguments, model, best_machine().device, sys.stdout)
+    if request.file is not None:
+        from omnilit.tools.infer_file import answer_file
+
+        answer_file(request.file, chat)
+        return 0
     if request.prompt is not None:
         chat.ask(request.prompt)
         return 0
@@ -95,7 +132,8 @@ def parse_request(argv: Sequence[str]) -> Request:
     Raises:
         ConfigError: Unknown flags or keys, wrong values, no model; all of them together.
     """
-    words, prompt = _take_prompt(argv)
+    words, flags = _take_flags(argv)
+    file = _read_file_flags(flags)
     raw = import_given(merge(read_command(words), _fields()))
     checked = check_values(raw.resolved, _fields(), others=OTHER_VERBS)
     view = View.of(checked, _fields(), verb="infer")
@@ -104,7 +142,7 @@ def parse_request(argv: Sequence[str]) -> Request:
     problems = [*raw.problems, *checked.problems, *run_rules(view, doubtful=doubtful), *paths]
     if problems:
         raise ConfigError.of(problems)
-    return Request(InferArguments(**checked.values["infer"]), prompt)
+    return Request(InferArguments(**checked.values["infer"]), flags.get("--prompt"), file)
 
 
 def find_model(path: str) -> str:
@@ -169,17 +207,43 @@ def _fields() -> list[Field]:
     return [IMPORTS, *dataclass_fields(InferArguments, "infer")]
 
 
-def _take_prompt(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The other words, and the prompt as it was typed: it is text, not YAML like other values."""
+def _take_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The other words, and the flags of this verb as they were typed: text, not YAML."""
     others: list[str] = []
-    prompt: str | None = None
+    flags: dict[str, str] = {}
     words = iter(argv)
     for word in words:
         flag, has_value, value = word.partition("=")
-        if flag != "--prompt":
+        if flag == "--logprobs" and not has_value:
+            flags[flag] = ""
+        elif flag not in FLAGS:
             others.append(word)
-        elif (prompt := value if has_value else next(words, "")) == "":
-            raise ConfigError(
-                key="--prompt", problem="has no text", fix="write it in quotes after the flag"
-            )
-    return others, prompt
+        elif (text := value if has_value else next(words, "")) == "":
+            raise ConfigError(key=flag, problem="has no text", fix=f"write {FLAGS[flag]} after it")
+        else:
+            flags[flag] = text
+    return others, flags
+
+
+def _read_file_flags(flags: Mapping[str, str]) -> FileRequest | None:
+    """What `--input` and its company ask for.
+
+    Raises:
+        ConfigError: One flag lacks those it belongs to, or a number is none.
+    """
+    source, output = flags.get("--input"), flags.get("--output")
+    if source is None or output is None:
+        for flag in ("--input", "--output", "--batch-size", "--logprobs"):
+            if flag in flags:
+                fix = "give both --input FILE and --output FILE, or leave it out"
+                problem = "acts with --input and --output together"
+                raise ConfigError(key=flag, problem=problem, fix=fix)
+        return None
+    if "--prompt" in flags:
+        fix = "give one of the two"
+        raise ConfigError(key="--prompt", problem="stands beside --input", fix=fix)
+    size = flags.get("--batch-size", "16")
+    if not size.isdecimal() or int(size) < 1:
+        fix = "use a number at least 1"
+        raise ConfigError(key="--batch-size", problem=f"{size!r} is no number of prompts", fix=fix)
+    return FileRequest(source, Path(output), int(size), has_logprobs="--logprobs" in flags)

@@ -33,6 +33,17 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def test_pairs_have_the_right_answer_and_another_symbols(written):
+    for name in ("train.jsonl", "eval.jsonl"):
+        talks, pairs = read(written / name), read(written / "pairs" / name)
+        answers = {talk["messages"][1]["content"] for talk in talks}
+        assert [pair["chosen"] for pair in pairs] == [talk["messages"] for talk in talks]
+        for pair in pairs:
+            question, wrong = pair["rejected"]
+            assert question == pair["chosen"][0]
+            assert wrong["content"] in answers - {pair["chosen"][1]["content"]}
+
+
 def test_two_runs_write_the_same_bytes(docs, written, tmp_path):
     docs.write_dataset(tmp_path, reversed(MODULES))
     files = sorted(p.relative_to(written) for p in written.rglob("*") if p.is_file())

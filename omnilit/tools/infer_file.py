@@ -1,0 +1,185 @@
+"""`omnilit infer --input FILE --output FILE`: answers to all records of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from omnilit.data.files import list_files
+from omnilit.data.messages import check_text, read_messages, refuse
+from omnilit.data.readers import parse_row, read_rows
+from omnilit.errors import DataError
+from omnilit.logging import get_logger
+from omnilit.tools.chat import Chat, context_size, stop_tokens
+from omnilit.tools.generation import Completion, Sampler, complete
+from omnilit.tools.infer import FileRequest
+from omnilit.types import Record
+
+log = get_logger(__name__)
+COMPLETION: Final = "completion"
+LOGPROBS: Final = "logprobs"
+WINDOW: Final = 16  # batches that are looked through for prompts of one length, then written
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One record to answer.
+
+    Args:
+        number: Of the record in the input, from 0.
+        record: As it was read.
+        ids: The tokens that the model goes on from.
+    """
+
+    number: int
+    record: Record
+    ids: list[int]
+
+
+def answer_file(request: FileRequest, chat: Chat) -> int:
+    """Answer what is not answered yet; lines are written in the order of the input.
+
+    Args:
+        request: Where from and where to.
+        chat: The model, its tokenizer and how tokens are chosen.
+
+    Returns:
+        How many records were answered now.
+
+    Raises:
+        DataError: A record has no question, or one too long; before any is answered. The output
+            holds answers to other records.
+        ConfigError: The input is no data.
+    """
+    prompts = list(read_prompts(request.source, chat))
+    num_done = _resume(request.output, prompts)
+    if num_done:
+        log.info("%s: %d of %d records are answered", request.output, num_done, len(prompts))
+    left = prompts[num_done:]
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    size = request.batch_size * WINDOW
+    with request.output.open("a", encoding="utf-8") as file:
+        for start in range(0, len(left), size):
+            window = left[start : start + size]
+            answers = _answer(window, chat, request.batch_size)
+            for prompt in window:
+                line = _line(prompt, answers[prompt.number], chat.tokenizer, request)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            log.info("answered %d of %d", num_done + start + len(window), len(prompts))
+    return len(left)
+
+
+def read_prompts(source: str, chat: Chat) -> Iterator[Prompt]:
+    """The records of a file as prompts, through the model's chat template.
+
+    Raises:
+        DataError: A record has neither `messages` nor `prompt`, or its tokens fill the context.
+        ConfigError: `source` is no data.
+    """
+    number = 0
+    for file in list_files(source, key="--input"):
+        for row in read_rows(file):
+            record = parse_row(row, file=file.path, source="input")
+            ids = _encode(record, chat.tokenizer)
+            if len(ids) >= (limit := context_size(chat.model)):
+                problem = f"the prompt has {len(ids)} tokens, the model's context {limit}"
+                raise refuse(record, problem, "shorten it, or remove the record")
+            yield Prompt(number, record, ids)
+            number += 1
+
+
+def _encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    fields = record.fields
+    if fields.get("messages") is not None:
+        turns = read_messages(record, fields["messages"], what="messages")
+        if turns and turns[-1].role == "assistant":
+            raise refuse(record, "the last message is the assistant's", "end with a question")
+        messages = fields["messages"]
+    elif fields.get("prompt") is not None:
+        text = check_text(record, fields["prompt"], "the field 'prompt'")
+        messages = [{"role": "user", "content": text}]
+    else:
+        problem = f"the record has neither 'messages' nor 'prompt': {', '.join(fields)}"
+        raise refuse(record, problem, "give it one of them")
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return cast("dict[str, list[int]]", encoded)["input_ids"]
+
+
+def _answer(window: Sequence[Prompt], chat: Chat, batch_size: int) -> dict[int, Completion]:
+    """Completions by the number of the prompt; prompts of one length run together."""
+    sampler, stop = Sampler(chat.arguments), stop_tokens(chat.model, chat.tokenizer)
+    found: dict[int, Completion] = {}
+    ordered = sorted(window, key=lambda prompt: len(prompt.ids))
+    for length, group in groupby(ordered, key=lambda prompt: len(prompt.ids)):
+        alike = list(group)
+        room = min(context_size(chat.model) - length, chat.arguments.max_tokens)
+        for start in range(0, len(alike), batch_size):
+            batch = alike[start : start + batch_size]
+            numbers = [prompt.number for prompt in batch]
+            completions = complete(
+                chat.model,
+                [prompt.ids for prompt in batch],
+                numbers,
+                sampler,
+                max_new_tokens=room,
+                stop=stop,
+            )
+            found |= dict(zip(numbers, completions, strict=True))
+    return found
+
+
+def _line(
+    prompt: Prompt,
+    completion: Completion,
+    tokenizer: PreTrainedTokenizerBase,
+    request: FileRequest,
+) -> dict[str, Any]:
+    text = tokenizer.decode(completion.tokens, skip_special_tokens=True)
+    line = {**prompt.record.fields, COMPLETION: text}
+    if request.has_logprobs:
+        line[LOGPROBS] = completion.logprobs
+    return line
+
+
+def _resume(output: Path, prompts: Sequence[Prompt]) -> int:
+    """How many prompts the output answers; a last line that was cut off is taken away."""
+    if not output.exists():
+        return 0
+    content = output.read_bytes()
+    whole, _, rest = content.rpartition(b"\n")
+    if rest:
+        output.write_bytes(whole + b"\n" if whole else b"")
+    lines = whole.splitlines() if whole else []
+    if len(lines) > len(prompts):
+        raise _other_records(output, len(prompts) + 1)
+    for row, (line, prompt) in enumerate(zip(lines, prompts, strict=False), start=1):
+        if not _is_answer(line, prompt.record.fields):
+            raise _other_records(output, row)
+    return len(lines)
+
+
+def _is_answer(line: bytes, fields: Mapping[str, Any]) -> bool:
+    try:
+        found: Any = json.loads(line)
+    except ValueError:
+        return False
+    if not isinstance(found, dict) or COMPLETION not in found:
+        return False
+    asked = {name: value for name, value in fields.items() if name not in (COMPLETION, LOGPROBS)}
+    return all(found.get(name) == value for name, value in asked.items())
+
+
+def _other_records(output: Path, row: int) -> DataError:
+    return DataError(
+        problem="the line is no answer to the input's record of that number",
+        fix="name another --output, or remove the file",
+        file=str(output),
+        row=row,
+    )
