@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -29,9 +30,33 @@ def show_on_rank_zero(rank: int) -> None:
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
 
 
-def format_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in plain text: a title line, then columns padded to their widest cell."""
+def format_table(
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    width: int | None = None,
+) -> str:
+    """A table in plain text: a title line, then columns padded to their widest cell.
+
+    Args:
+        title: The first line.
+        header: Names of the columns.
+        rows: Of as many cells each.
+        width: Columns of the terminal, into which the last column of the table is wrapped.
+    """
     cells = [tuple(header), *(tuple(str(cell) for cell in row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    if width is not None:
+        room = max(width - sum(w + 2 for w in widths[:-1]) - 2, 20)
+        cells = [row for full in cells for row in _wrap_last(full, room)]
+        widths[-1] = min(widths[-1], room)
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
     return "\n".join([title, *(f"  {line.rstrip()}" for line in lines)])
+
+
+def _wrap_last(row: Sequence[str], room: int) -> list[tuple[str, ...]]:
+    """The row, and below it what of its last cell finds no room."""
+    first, *more = textwrap.wrap(row[-1], room) or [""]
+    below = [(*("" for _ in row[:-1]), line) for line in more]
+    return [(*row[:-1], first), *below]

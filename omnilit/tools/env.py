@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,7 +73,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if argv:
         return _run_mesh(argv)
-    sys.stdout.write(report(best_machine()))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    sys.stdout.write(report(best_machine(), width=width))
     return 0
 
 
@@ -134,12 +136,19 @@ def _rehearse(command: Command, world_size: int, rank: int) -> None:
     sys.stdout.write(f"\n{describe(found)}")
 
 
-def report(machine: Machine) -> str:
-    """All tables, for `machine`."""
+def report(machine: Machine, *, width: int | None = None) -> str:
+    """All tables, for `machine`.
+
+    Args:
+        machine: What kernels are asked of.
+        width: Columns of the terminal; None for lines as long as they are, as for a pipe.
+    """
     tables = (
         format_table("versions", ("package", "version"), version_rows()),
         format_table("machine", ("what", "value"), machine_rows(machine)),
-        format_table("kernels", ("slot", "backend", "here"), table_of_backends(machine)),
+        format_table(
+            "kernels", ("slot", "backend", "here"), table_of_backends(machine), width=width
+        ),
     )
     if plugins := find_plugins():
         rows = [(p.name, p.module, p.distribution, "on" if p.is_on else "off") for p in plugins]

@@ -44,6 +44,14 @@ def test_report_holds_every_kernel_with_what_it_lacks():
     assert all(" ".join(" ".join(row).split()) in lines for row in rows)
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_reasons_are_wrapped_and_none_is_lost(width):
+    wide, narrow = report(Machine()), report(Machine(), width=width)
+    table = narrow[narrow.index("\nkernels\n") :].splitlines()
+    assert max(map(len, table)) <= width
+    assert sorted(wide.split()) == sorted(narrow.split())
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
