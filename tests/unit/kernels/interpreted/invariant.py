@@ -61,10 +61,11 @@ def test_columns_beyond_a_block_are_counted():
     ("family", "rows"),
     [
         ("qwen3", ((5, 2),)),
-        pytest.param("qwen3_moe", ((13, 2, 70), (70, 1)), marks=pytest.mark.slow),
-        pytest.param("gemma2", ((13, 2, 70), (70, 1)), marks=pytest.mark.slow),
+        ("qwen3_moe", ((13, 2, 70), (70, 1))),
+        ("gemma2", ((13, 2, 70), (70, 1))),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_logits_and_losses_do_not_depend_on_what_a_sample_is_packed_with(family, rows):
     model = tiny(family, num_hidden_layers=1)
