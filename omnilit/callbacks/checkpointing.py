@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
 from typing_extensions import override
 
 from omnilit.callbacks.evaluation import is_evaluation_due
@@ -20,6 +21,7 @@ from omnilit.checkpoint.layout import HF_FOLDER, check_writable, step_folder
 from omnilit.checkpoint.manifest import COMPLETE
 from omnilit.checkpoint.together import run_together
 from omnilit.config import CheckpointConfig
+from omnilit.models.lora import saved_tensors
 from omnilit.parallel.collectives import run_on_first
 
 NUM_MOMENTS = 2  # of Adam, in the type of its parameter
@@ -158,7 +160,9 @@ class CheckpointSaver(Checkpoint):
 
     def _num_bytes(self, pl_module: LightningModule) -> int:
         """Size of the larger of a checkpoint and an export; of what is never written, 0."""
-        config, parameters = self.config, list(pl_module.parameters())
+        config = self.config
+        saved = [saved_tensors(child).values() for child in pl_module.children()]
+        parameters = [t for tensors in saved for t in tensors if isinstance(t, nn.Parameter)]
         checkpoint = export = 0
         if config.save_steps or config.save_epochs:
             checkpoint = sum(

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from omnilit.errors import CheckpointError
+from omnilit.models.lora import saved_tensors
 from omnilit.parallel.collectives import gather_objects, is_distributed
 from omnilit.parallel.pieces import in_one_piece, take_from_one_piece
 
@@ -127,8 +128,23 @@ def load_model(folder: Path, model: nn.Module, *, name: str) -> None:
     Raises:
         CheckpointError: Names or shapes differ from those in `folder`, or it cannot be read.
     """
-    stored, state = _read_entries(folder), _model_state({name: model})
+    load_named(folder, saved_tensors(model), name=name)
+
+
+def load_named(folder: Path, tensors: Mapping[str, Tensor], *, name: str) -> None:
+    """Read the tensors of one model of those that `save_tensors` wrote, in place.
+
+    Args:
+        folder: Written at any number of ranks.
+        tensors: All that were saved of it, by their names in it; values are cast as they come.
+        name: Under which it was saved.
+
+    Raises:
+        CheckpointError: Names or shapes differ from those in `folder`, or it cannot be read.
+    """
     start = f"{MODEL}.{name}."
+    state = {f"{start}{own}": tensor.detach() for own, tensor in tensors.items()}
+    stored = _read_entries(folder)
     _check_model_names(state.keys(), {entry for entry in stored if entry.startswith(start)})
     _read_tensors(folder, state, stored)
 
@@ -170,9 +186,7 @@ def _one_process_is_fine() -> Iterator[None]:
 def _model_state(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for model_name, model in models.items():
-        saved = model.state_dict().keys()
-        buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
-        for name, tensor in {**dict(model.named_parameters()), **buffers}.items():
+        for name, tensor in saved_tensors(model).items():
             state[f"{MODEL}.{model_name}.{name}"] = tensor.detach()
     return state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -64,17 +64,34 @@ def export(
         )
     if generation_config is not None:
         model.generation_config = generation_config
+
+    def write(folder: Path) -> None:
+        if shards is None:
+            model.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder, state_dict={})  # all but the weights
+            own, number = exported_tensors(model), model.num_parameters()
+            shards.write(folder, own, num_parameters=number)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    publish_folder(destination, write)
+
+
+def publish_folder(destination: Path, write: Callable[[Path], None]) -> None:
+    """Let a folder appear whole or not at all.
+
+    Args:
+        destination: What is there is replaced.
+        write: Writes all files into a folder that exists.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
     staging = staging_of(destination)
     try:
         stage(destination)
-        if shards is None:
-            model.save_pretrained(staging)
-        else:
-            model.save_pretrained(staging, state_dict={})  # all but the weights
-            tensors, number = exported_tensors(model), model.num_parameters()
-            shards.write(staging, tensors, num_parameters=number)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(staging)
+        write(staging)
         publish(staging, destination, seal_files(staging, files_below(staging)))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)

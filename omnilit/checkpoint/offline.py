@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from omnilit.checkpoint.adapters import (
+    export_adapters,
+    export_merged,
+    read_adapters,
+    read_saved,
+)
 from omnilit.checkpoint.dcp import load_model
-from omnilit.checkpoint.hf import export
+from omnilit.checkpoint.hf import choose_export_dtype, export
 from omnilit.checkpoint.save import TENSORS, read_meta
 from omnilit.checkpoint.shard_files import find_shard_files
+from omnilit.config.lora import LoraArguments
 from omnilit.errors import ConfigError
 from omnilit.models.build import (
     build_meta,
@@ -22,12 +31,14 @@ from omnilit.models.build import (
     load_model_config,
     load_tokenizer,
 )
+from omnilit.models.lora import AdapterPlan, saved_tensors
 from omnilit.models.weights import materialize
-from omnilit.parallel.materialize import named_tensors
 
 NAME: Final = "model"  # under which a module keeps the model that it trains
 ASSETS_KEY: Final = "--assets"
 DTYPE_KEY: Final = "--dtype"
+MERGE_KEY: Final = "--merge"
+BASE_KEY: Final = "--base"
 
 
 def export_checkpoint(
@@ -37,6 +48,8 @@ def export_checkpoint(
     assets: Path,
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    is_merged: bool = False,
+    base: Path | None = None,
 ) -> torch.dtype:
     """Write what the run itself would have exported at a checkpoint's step, on one process.
 
@@ -50,36 +63,88 @@ def export_checkpoint(
             generation configuration: a run's `model_assets`, or the model that it started from.
         dtype: One of `EXPORT_DTYPES`; `auto` is the run's own `train.checkpoint.export_dtype`.
         trust_remote_code: Whether Python code in `assets` may run.
+        is_merged: Of adapters: write the whole model, with them added to its matrices.
+        base: Where the adapted model is; default: where it was in training.
 
     Returns:
         The type of the written weights.
 
     Raises:
-        ConfigError: `assets` holds no model, or the checkpoint does not say its type.
+        ConfigError: `assets` holds no model, the checkpoint does not say its type, or it holds no
+            adapters that could be merged.
         CheckpointError: The checkpoint is of another model, or cannot be read, or the export
             cannot be written.
     """
+    saved = read_saved(read_meta(folder))
     target = _choose_dtype(folder, dtype)
+    if saved is None and (is_merged or base is not None):
+        flag = MERGE_KEY if is_merged else BASE_KEY
+        problem = f"{folder} holds a whole model and no adapters"
+        raise ConfigError(key=flag, problem=problem, fix="leave it out")
     with _about_assets():
         config = load_model_config(str(assets), None, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(str(assets), trust_remote_code=trust_remote_code)
         check_tokenizer(tokenizer, config)
-        model = build_meta(config, dtype=target, trust_remote_code=trust_remote_code)
+    own = _Writing(config, tokenizer, destination, trust_remote_code)
+    if saved is None:
+        _export_whole(folder, own, assets=assets, dtype=target)
+        return target
+    lora, trained_beside = saved
+    beside = trained_beside if base is None else str(base)
+    if not is_merged:
+        plan, tensors = own.read_adapters(folder, lora)
+        export_adapters(plan, tensors, tokenizer, destination, dtype=target, base=beside)
+        return target
+    if dtype == "auto":  # as if the model had been trained whole
+        target = choose_export_dtype(dtype, config=config, is_loaded=True, master=torch.float32)
+    plan, tensors = own.read_adapters(folder, lora)
+    with _about(BASE_KEY, "name the model that the adapters were trained beside"):
+        export_merged(
+            plan,
+            tensors,
+            tokenizer,
+            destination,
+            config=config,
+            base=beside,
+            dtype=target,
+            trust_remote_code=trust_remote_code,
+        )
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """What every export of a model needs."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    destination: Path
+    trust_remote_code: bool
+
+    def read_adapters(
+        self, folder: Path, lora: LoraArguments
+    ) -> tuple[AdapterPlan, dict[str, Tensor]]:
+        return read_adapters(
+            folder, lora, self.config, name=NAME, trust_remote_code=self.trust_remote_code
+        )
+
+
+def _export_whole(folder: Path, own: _Writing, *, assets: Path, dtype: torch.dtype) -> None:
+    with _about_assets():
+        model = build_meta(own.config, dtype=dtype, trust_remote_code=own.trust_remote_code)
         shards = find_shard_files(None, str(assets), lambda: model)
     materialize(model, torch.device("cpu"))
     load_model(folder / TENSORS, model, name=NAME)
-    saved = model.state_dict().keys()
     export(
-        config,
-        {name: t.detach() for name, t in named_tensors(model).items() if name in saved},
-        tokenizer,
-        destination,
-        dtype=target,
+        own.config,
+        {name: tensor.detach() for name, tensor in saved_tensors(model).items()},
+        own.tokenizer,
+        own.destination,
+        dtype=dtype,
         generation_config=load_generation_config(str(assets)),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=own.trust_remote_code,
         shards=shards,
     )
-    return target
 
 
 def _choose_dtype(folder: Path, name: str) -> torch.dtype:
@@ -94,8 +159,12 @@ def _choose_dtype(folder: Path, name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+def _about_assets() -> AbstractContextManager[None]:
+    return _about(ASSETS_KEY, None)
+
+
 @contextmanager
-def _about_assets() -> Iterator[None]:
+def _about(key: str, fix: str | None) -> Iterator[None]:
     """Errors in the words of a verb that has no YAML."""
     try:
         yield
@@ -103,8 +172,9 @@ def _about_assets() -> Iterator[None]:
         raise ConfigError.of(
             replace(
                 problem,
-                key=ASSETS_KEY,
-                fix=problem.fix.replace("model.trust_remote_code: true", "--trust_remote_code"),
+                key=key,
+                fix=fix
+                or problem.fix.replace("model.trust_remote_code: true", "--trust_remote_code"),
             )
             for problem in error.problems
         ) from error

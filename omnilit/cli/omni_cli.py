@@ -37,6 +37,7 @@ from omnilit.config import (
     DataloaderConfig,
     DPOConfig,
     InferArguments,
+    LoraArguments,
     OpsImplementationConfig,
     TrainingArguments,
 )
@@ -114,6 +115,7 @@ class OmniCLI(LightningCLI):
         arguments["ops_implementation"] = plan.build(
             OpsImplementationConfig, "model.ops_implementation"
         )
+        arguments["lora"] = plan.build(LoraArguments, "model.lora")
         if any(path.startswith("dpo_config.") for path in plan.view.fields):
             arguments["dpo_config"] = plan.build(DPOConfig, "dpo_config")
         module = plan.task.module_class(**arguments, train=train)

@@ -13,6 +13,7 @@ from omnilit.config.checkpoint import CheckpointConfig
 from omnilit.config.data import DataloaderConfig
 from omnilit.config.dpo import DPOConfig
 from omnilit.config.infer import InferArguments
+from omnilit.config.lora import LoraArguments
 from omnilit.config.model import OpsImplementationConfig
 from omnilit.config.optimizer import OptimizerConfig
 from omnilit.config.train import (
@@ -30,6 +31,7 @@ __all__ = [
     "FSDPConfig",
     "GradientCheckpointingConfig",
     "InferArguments",
+    "LoraArguments",
     "MixedPrecisionConfig",
     "OffloadConfig",
     "OpsImplementationConfig",

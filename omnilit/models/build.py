@@ -205,6 +205,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
         )
 
 
+def folder_beside(config_path: str | None) -> str | None:
+    """Where a tokenizer lies by default: beside the configuration, be that a folder or a file."""
+    if config_path is None or not Path(config_path).expanduser().is_file():
+        return config_path
+    return str(Path(config_path).parent)
+
+
 def _first_line(error: BaseException) -> str:
     lines = (str(error).strip() or type(error).__name__).splitlines()
     text = lines[0]

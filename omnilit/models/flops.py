@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Final
@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from omnilit.models.attention import is_attention
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.delta_form import is_delta_net
+from omnilit.models.lora import AdapterPlan
 from omnilit.types import TOKENS, MicroBatch
 
 TRAINING: Final = 3  # a forward, and a backward of twice its cost
@@ -52,11 +53,15 @@ class ModelFlops:
         per_token: Of the matrices that every token passes: of the experts those it is sent to.
         per_target: Of the head, which sees supervised tokens alone.
         attention: Of its layers.
+        frozen_per_token: Share of `per_token` of matrices that get no gradient of their own.
+        frozen_per_target: The same of `per_target`.
     """
 
     per_token: int
     per_target: int
     attention: tuple[AttentionCost, ...]
+    frozen_per_token: int = 0
+    frozen_per_target: int = 0
 
     def of_step(self, lengths: Sequence[int], num_targets: int) -> float:
         """Operations of training on packed sequences, forward and backward.
@@ -70,7 +75,9 @@ class ModelFlops:
             for layer in self.attention
             for length in lengths
         )
-        return TRAINING * (self.per_token * sum(lengths) + self.per_target * num_targets + pairs)
+        tokens = sum(lengths)
+        spared = self.frozen_per_token * tokens + self.frozen_per_target * num_targets
+        return TRAINING * (self.per_token * tokens + self.per_target * num_targets + pairs) - spared
 
     def of_batch(self, batch: MicroBatch) -> float:
         """`of_step` of a micro-batch; one that only fills a window costs nothing.
@@ -147,6 +154,35 @@ def count_flops(model: PreTrainedModel) -> ModelFlops | None:
         by_window[cost.window] += cost.per_pair
     attention = tuple(AttentionCost(per_pair, window) for window, per_pair in by_window.items())
     return ModelFlops(per_token, 2 * head.weight.numel(), attention)
+
+
+def count_adapter_flops(flops: ModelFlops, model: PreTrainedModel, plan: AdapterPlan) -> ModelFlops:
+    """The cost of training adapters beside a frozen model: the factors, and no gradient but theirs.
+
+    Factors beside stacked experts count as if each token met those of its own experts.
+
+    Args:
+        flops: Of the model trained whole.
+        model: With nothing split.
+        plan: What is adapted, and what is trained whole.
+    """
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    whole = {model.get_submodule(name.rpartition(".")[0]) for name in plan.trained}
+    trained = sum(_per_token(module, decoder.config) for module in whole if module is not head)
+    num_chosen = getattr(decoder.config, "num_experts_per_tok", None) or 1
+    factors = sum(
+        2
+        * adapter.rank
+        * (adapter.num_inputs + adapter.num_outputs)
+        * (num_chosen if adapter.num_experts else 1)
+        for adapter in plan.adapters
+    )
+    return replace(
+        flops,
+        per_token=flops.per_token + factors,
+        frozen_per_token=flops.per_token - trained,
+        frozen_per_target=0 if head in whole else flops.per_target,
+    )
 
 
 def count_tower_flops(tower: PreTrainedModel) -> TowerFlops:

@@ -9,8 +9,7 @@ accumulated, after every backward pass, which counts earlier micro-batches again
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -28,6 +27,7 @@ from omnilit.errors import ConfigError, Problem
 from omnilit.kernels.resolve import Choice, KernelSet
 from omnilit.models import head
 from omnilit.models.families.tensor_plans import OWN_HEADS, SHARED_BIAS, plan_of
+from omnilit.models.lent import lent
 from omnilit.parallel.replicated import sum_gradients, sum_values
 
 MAX_LISTED: Final = 4
@@ -170,22 +170,10 @@ def _sum_shares(module: nn.Module, attribute: str, group: ProcessGroup, *, share
 
     def shared_forward(*args: Any, **kwargs: Any) -> Any:
         whole = module.get_parameter(attribute)
-        with _lent(module, attribute, sum_gradients(whole, group) / share):
+        with lent(module, attribute, sum_gradients(whole, group) / share):
             return forward(*args, **kwargs)
 
     module.forward = shared_forward
-
-
-@contextmanager
-def _lent(module: nn.Module, attribute: str, weight: Tensor) -> Iterator[None]:
-    """Let the code of `module` find `weight` where it looks for one of its parameters."""
-    own = module._parameters  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as transformers does
-    kept = own[attribute]
-    own[attribute] = cast("nn.Parameter", weight)
-    try:
-        yield
-    finally:
-        own[attribute] = kept
 
 
 def _split_vocabulary(model: PreTrainedModel, mesh: DeviceMesh) -> None:
@@ -217,7 +205,7 @@ def _look_up_own_rows(embeddings: nn.Embedding, mesh: DeviceMesh) -> None:
         places = input - first
         is_elsewhere = (places < 0) | (places >= num_rows)
         own_rows = cast("DTensor", embeddings.weight).to_local()
-        with _lent(embeddings, "weight", own_rows):
+        with lent(embeddings, "weight", own_rows):
             rows = forward(places.masked_fill(is_elsewhere, 0))
         return sum_values(rows.masked_fill(is_elsewhere[..., None], 0.0), group)
 

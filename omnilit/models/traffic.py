@@ -180,11 +180,11 @@ def parameter_traffic(units: Iterable[HeldUnit], step: StepShape) -> Iterator[Tr
             for p in unit.parameters
             if p.axis == axis
         )
-        scatters = sum(p.part * (ranks - 1) for p in held if p.axis == axis)
+        scatters = sum(p.part * (ranks - 1) for p in held if p.axis == axis and p.is_trained)
         yield Traffic(axis, "gather parameters", ranks, gathers * step.compute_bytes)
         yield Traffic(axis, "reduce-scatter gradients", ranks, scatters * reduced)
     for copies in sorted({p.copies for p in held}):
-        summed = sum(p.part for p in held if p.copies == copies)
+        summed = sum(p.part for p in held if p.copies == copies and p.is_trained)
         sent = 2 * summed * (copies - 1) / copies * reduced
         yield Traffic("dp_replicate", "all-reduce gradients", copies, sent)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.models.build import build_meta
+from omnilit.models.lora import saved_tensors
+from omnilit.models.seeds import seed_of
 from omnilit.models.stored_weights import read_own_weights, stored_tensors
 from omnilit.models.weight_report import KEY, listed
 from omnilit.parallel.collectives import gather_objects, is_distributed, raise_together
@@ -61,7 +62,7 @@ def initial_tensors(
             continue
         for name in needed:
             _make_real(tensors[name])
-        _run_init(*owners[module_name], seed=_seed_of(seed, module_name))
+        _run_init(*owners[module_name], seed=seed_of(seed, module_name))
         for name in needed:
             if last[name] == module_name:
                 yield name, _take_values(tensors[name])
@@ -113,11 +114,6 @@ def _run_init(module: nn.Module, owner: PreTrainedModel, *, seed: int) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         owner._init_weights(module)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-
-
-def _seed_of(seed: int, module_name: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{module_name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1  # generators take 63 bits on every platform
 
 
 def _make_real(tensor: Tensor) -> None:
@@ -209,12 +205,13 @@ def load_weights(
     """
     blueprint = build_meta(config, dtype=model.dtype, trust_remote_code=trust_remote_code)
     materialize(model, device, is_offloaded=delivery.is_offloaded)
-    names: set[str] | None = None
+    names = list(named_tensors(blueprint))  # adapters are none of them
     if not delivery.from_rank0:
-        names = set(named_tensors(model))  # of a model in stages not all
+        waiting = set(named_tensors(model))  # of a model in stages not all
         if path is not None:
-            names &= _read_own_part(model, path, blueprint=blueprint, strict=strict)
+            waiting &= _read_own_part(model, path, blueprint=blueprint, strict=strict)
             path = None  # what the files lack is drawn
+        names = [name for name in names if name in waiting]
     if path is None:
         tensors = initial_tensors(blueprint, seed=seed, names=names)
     else:
@@ -262,7 +259,7 @@ def _deliver(
     delivery: Delivery,
     *,
     device: torch.device,
-    names: Collection[str] | None,
+    names: Collection[str],
     blueprint: PreTrainedModel,
 ) -> None:
     fill(
@@ -304,7 +301,9 @@ def materialize(model: nn.Module, device: torch.device, *, is_offloaded: bool = 
 
 
 def gather_weights(model: nn.Module, *, stages: ProcessGroup | None = None) -> dict[str, Tensor]:
-    """The full parameters and saved buffers on the CPU of rank 0, tied ones once.
+    """What is saved of a model, whole, on the CPU of rank 0, tied tensors once.
+
+    That are all parameters and saved buffers, or of an adapted model what is trained.
 
     Every rank takes part, one tensor at a time, so that no device holds the whole model.
 
@@ -325,13 +324,12 @@ def gather_weights(model: nn.Module, *, stages: ProcessGroup | None = None) -> d
 
 def _whole_tensors(model: nn.Module, stages: ProcessGroup | None) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that is saved, one after the other, on all ranks."""
-    saved = model.state_dict().keys()
-    own = {name: tensor for name, tensor in named_tensors(model).items() if name in saved}
+    own = saved_tensors(model)
     if stages is None:
         yield from ((name, gather(tensor.detach())) for name, tensor in own.items())
         return
     mine = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
-    device = torch.device(next(iter(own.values())).device)
+    device = torch.device(next(model.parameters()).device)  # of a stage that may save nothing
     for rank, others in enumerate(gather_objects(mine, stages)):
         for name, (shape, dtype) in others.items():
             if rank == stages.rank():

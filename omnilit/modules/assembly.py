@@ -14,23 +14,27 @@ from transformers import PretrainedConfig, PreTrainedModel
 from omnilit.config import (
     AcceleratorConfig,
     FSDPConfig,
+    LoraArguments,
     OffloadConfig,
     OpsImplementationConfig,
     TrainingArguments,
 )
 from omnilit.config.invariance_rules import SPLITS, invariance_problems
+from omnilit.config.lora_rules import lora_problems
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.logging import get_logger
 from omnilit.models.bind import Binding, bind_kernels
 from omnilit.models.blocks import check_basic, decoder_blocks, sharding_units
+from omnilit.models.build import build_meta
 from omnilit.models.compilation import Compilation, compile_blocks
 from omnilit.models.experts import spread_experts
 from omnilit.models.fit import check_fit
-from omnilit.models.flops import ModelFlops, count_flops
+from omnilit.models.flops import ModelFlops, count_adapter_flops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
+from omnilit.models.lora import AdaptedModel, AdapterPlan, adapt, fill_adapters, plan_adapters
 from omnilit.models.recompute import enable_recomputation
 from omnilit.models.sequence import split_attention
 from omnilit.models.tensor_parallel import fit_kernels, split_model
@@ -61,6 +65,7 @@ class ModelRequest:
         accelerator: From the strategy; sizes, and that it is DDP, stand in the meshes.
         is_resume: A checkpoint will bring the weights.
         basic_modules: Names of module classes to shard on their own, beside the model's blocks.
+        lora: Adapters that are trained in place of the model.
     """
 
     config: PretrainedConfig
@@ -73,6 +78,7 @@ class ModelRequest:
     accelerator: AcceleratorConfig
     is_resume: bool
     basic_modules: Sequence[str] = ()
+    lora: LoraArguments = LoraArguments()
 
     @property
     def fsdp(self) -> FSDPConfig:
@@ -91,6 +97,7 @@ class AssembledModel:
 
     `sequence` are the ranks that hold parts of the same sequences; None where each is whole.
     `pipeline` runs its stages, where it has several; `model` is then what this rank holds of it.
+    `adapted` are the adapters that are trained in its place, where there are any.
     """
 
     model: PreTrainedModel
@@ -102,6 +109,7 @@ class AssembledModel:
     activations: ActivationOffload | None = None
     sequence: ProcessGroup | None = None
     pipeline: PipelinedModel | None = None
+    adapted: AdaptedModel | None = None
 
     @property
     def parts(self) -> list[PreTrainedModel]:
@@ -124,7 +132,10 @@ class AssembledModel:
             KernelError: A kernel was bound and the model went past it.
             TrainingError: Blocks were to be compiled, and nothing was.
         """
-        self.binding.verify_called(dict if self.pipeline is None else self.pipeline.add_up)
+        total = dict if self.pipeline is None else self.pipeline.add_up
+        self.binding.verify_called(total)
+        if self.adapted is not None:
+            self.adapted.verify_called(total)
         if self.compilation is not None:
             self.compilation.report()
         if self.activations is not None:
@@ -153,7 +164,8 @@ def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> 
         ConfigError: The model, its kernels or its weights cannot be used as asked.
     """
     assembled = assemble_shards(request, topology=topology, machine=machine)
-    _fill(assembled.model, request, topology)
+    plan = None if assembled.adapted is None else assembled.adapted.plan
+    _fill(assembled.model, request, topology, plan)
     log.info("precision: %s", assembled.precision)
     return assembled
 
@@ -187,8 +199,13 @@ def assemble_shards(
     sizes = topology.sizes
     kernels = _choose_kernels(request, sizes, machine)
     binding = bind_kernels(model, kernels)
+    adapted = _adapt(model, request, topology, precision)
+    if flops is not None and adapted is not None:
+        flops = count_adapter_flops(flops, model, adapted.plan)
     split_model(model, topology.tp, with_experts=sizes.ep_size == 1)
     experts = _spread_experts(model, topology)  # of all layers: a stage may have none
+    if adapted is not None:
+        adapted.add_factors(model, precision.master)
     parts = cut_into_parts(model, topology, request.accelerator)
     split_attention(model, topology, request.accelerator)
     enable_recomputation(model, train.gradient_checkpointing)
@@ -196,6 +213,31 @@ def assemble_shards(
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
     held = [module for module in model.modules() if module in experts]
     _shard_experts(held, request.fsdp, precision, topology)
+    _shard(model, parts, request, precision, topology)
+    activations = _offload_activations(model, request.offload, topology)
+    pipeline = _run_stages(parts, request, topology, binding, precision, activations)
+    sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
+    return AssembledModel(
+        model=model,
+        kernels=kernels,
+        binding=binding,
+        precision=precision,
+        flops=flops,
+        compilation=compilation,
+        activations=activations,
+        sequence=sequence,
+        pipeline=pipeline,
+        adapted=adapted,
+    )
+
+
+def _shard(
+    model: PreTrainedModel,
+    parts: Sequence[Part],
+    request: ModelRequest,
+    precision: Precision,
+    topology: Topology,
+) -> None:
     units = sharding_units(model, leaves_rest=not parts, basic=request.basic_modules)
     shard_model(
         *([part.model for part in parts] or [model]),
@@ -207,12 +249,27 @@ def assemble_shards(
         forward_prefetch=request.fsdp.forward_prefetch,
         offload=request.fsdp.offload,
     )
-    activations = _offload_activations(model, request.offload, topology)
-    pipeline = _run_stages(parts, request, topology, binding, precision, activations)
-    sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
-    return AssembledModel(
-        model, kernels, binding, precision, flops, compilation, activations, sequence, pipeline
+
+
+def _adapt(
+    model: PreTrainedModel, request: ModelRequest, topology: Topology, precision: Precision
+) -> AdaptedModel | None:
+    """Bind the adapters that the run asks for; they compute once their factors are there."""
+    lora, recompute = request.lora, request.train.gradient_checkpointing
+    problems = lora_problems(
+        lora,
+        model_path=request.weights_path,
+        tp_size=topology.sizes.tp_size,
+        is_reentrant=recompute.enable and recompute.enable_reentrant,
     )
+    if problems:
+        raise ConfigError.of(problems)
+    if not lora.enable:
+        return None
+    blueprint = build_meta(
+        request.config, dtype=precision.master, trust_remote_code=request.trust_remote_code
+    )
+    return adapt(model, plan_adapters(blueprint, lora), compute=precision.compute)
 
 
 def _run_stages(
@@ -279,14 +336,16 @@ def _shard_experts(
     )
 
 
-def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> None:
+def _fill(
+    model: PreTrainedModel, request: ModelRequest, topology: Topology, plan: AdapterPlan | None
+) -> None:
     """Give the shards memory and values; those that a checkpoint brings are left undefined."""
     delivery = Delivery(
         from_rank0=request.train.broadcast_model_weights_from_rank0,
         max_bytes=int(request.fsdp.max_load_broadcast_size * GIB),
         is_offloaded=request.fsdp.offload,
     )
-    if request.is_resume:
+    if request.is_resume and plan is None:  # else it brings the adapters alone
         load_buffers(
             model,
             request.config,
@@ -305,3 +364,5 @@ def _fill(model: PreTrainedModel, request: ModelRequest, topology: Topology) -> 
         trust_remote_code=request.trust_remote_code,
         delivery=delivery,
     )
+    if plan is not None:
+        fill_adapters(model, plan, seed=request.train.seed)

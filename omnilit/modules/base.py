@@ -20,7 +20,12 @@ from typing_extensions import override
 from omnilit.checkpoint.data_state import seed_random
 from omnilit.checkpoint.hf import choose_export_dtype
 from omnilit.checkpoint.shard_files import ShardFiles
-from omnilit.config import AcceleratorConfig, OpsImplementationConfig, TrainingArguments
+from omnilit.config import (
+    AcceleratorConfig,
+    LoraArguments,
+    OpsImplementationConfig,
+    TrainingArguments,
+)
 from omnilit.errors import ConfigError, TrainingError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields
@@ -28,9 +33,11 @@ from omnilit.logging import get_logger
 from omnilit.models.bind import Binding
 from omnilit.models.build import (
     check_tokenizer,
+    folder_beside,
     load_model_config,
     load_tokenizer,
 )
+from omnilit.models.lora.saved import describe_adapters, refuse_other_adapters
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.exporting import export_together, plan_files
@@ -58,8 +65,7 @@ class OmniModule(LightningModule):
             `model_path`.
         model_path: Folder with safetensors weights; left out, weights are random.
         tokenizer_path: Folder of the tokenizer; default: `config_path`.
-        safetensor_idx_path: A `model.safetensors.index.json`: exports put each tensor into the
-            file that it names. Default: that of `model_path`, where it has one.
+        safetensor_idx_path: Index of the files of an export; default: that of `model_path`.
         foundation: Extra settings of a foundation model.
         encoders: Encoders by modality.
         decoders: Decoders by modality.
@@ -67,6 +73,7 @@ class OmniModule(LightningModule):
         output_encoder: Which side encodes output images.
         encode_target: Encode the training targets with the decoder.
         basic_modules: Names of module classes to shard on their own, beside the model's blocks.
+        lora: Adapters to train in place of the model.
         ops_implementation: Which kernel runs each operation.
         trust_remote_code: Run code that comes with the model's files.
         strict: Refuse weights that do not name every parameter exactly once.
@@ -89,6 +96,7 @@ class OmniModule(LightningModule):
         output_encoder: Literal["encoder", "decoder"] = "decoder",
         encode_target: bool = False,
         basic_modules: list[str] | None = [],  # noqa: B006
+        lora: LoraArguments = LoraArguments(),
         ops_implementation: OpsImplementationConfig = OpsImplementationConfig(),
         trust_remote_code: bool = False,
         strict: bool = True,
@@ -107,12 +115,13 @@ class OmniModule(LightningModule):
         refuse_unavailable(train, "train")
         self.config_path = config_path or model_path
         self.model_path = model_path
-        self.tokenizer_path = tokenizer_path or _folder_of(self.config_path)
+        self.tokenizer_path = tokenizer_path or folder_beside(self.config_path)
         self.ops_implementation = ops_implementation
         self.trust_remote_code = trust_remote_code
         self.strict = strict
         self.safetensor_idx_path = safetensor_idx_path
         self.basic_modules = tuple(basic_modules or ())
+        self.lora = lora
         self.train_arguments = train
         self.given_kernels = changed_fields(ops_implementation)
         self.policy: AssembledModel | None = None
@@ -256,12 +265,12 @@ class OmniModule(LightningModule):
             accelerator=self._accelerator_config(),
             is_resume=self.trainer.ckpt_path is not None,
             basic_modules=self.basic_modules,
+            lora=self.lora,
         )
 
     def _assemble(self, request: ModelRequest) -> AssembledModel:
-        topology = self.topology
-        machine = Machine.detect(topology.device.type)
-        return assemble(request, topology=topology, machine=machine)
+        machine = Machine.detect(self.topology.device.type)
+        return assemble(request, topology=self.topology, machine=machine)
 
     # Training
 
@@ -429,6 +438,7 @@ class OmniModule(LightningModule):
             "skipped_steps": self._skipped_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
             "export_dtype": str(self.export_dtype).removeprefix("torch."),
+            "lora": describe_adapters(self.lora, base=self.model_path),
         }
 
     @override
@@ -436,6 +446,7 @@ class OmniModule(LightningModule):
         saved = checkpoint.get("omnilit", {})
         if self.trainer.state.fn == TrainerFn.FITTING:
             refuse_other_type(saved.get("optimizer"), self.train_arguments.optimizer)
+        refuse_other_adapters(saved.get("lora"), self.lora)
         self._skipped_steps = saved.get("skipped_steps", 0)
         self._skipped_in_a_row = saved.get("skipped_in_a_row", 0)
         before, now = saved.get("kernels", {}), self.assembled.kernels.names()
@@ -449,7 +460,7 @@ class OmniModule(LightningModule):
         return choose_export_dtype(
             self.train_arguments.checkpoint.export_dtype,
             config=self.model_config,
-            is_loaded=self.model_path is not None,
+            is_loaded=self.model_path is not None and not self.lora.enable,
             master=self.assembled.precision.master,
         )
 
@@ -472,6 +483,7 @@ class OmniModule(LightningModule):
             model_path=self.model_path,
             trust_remote_code=self.trust_remote_code,
             shards=self.shard_files,
+            adapted=self.assembled.adapted,
             is_writer=self.trainer.is_global_zero,
         )
 
@@ -484,13 +496,4 @@ class OmniModule(LightningModule):
         return totals if pipeline is None else pipeline.from_last(totals)
 
     def _sum_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
-        topology = self.topology
-        device = topology.device if topology.device.type != "cpu" else "cpu"
-        return sum_over(values, topology.loss.get_group(), device)
-
-
-def _folder_of(config_path: str | None) -> str | None:
-    """Where a tokenizer lies by default: beside the configuration, be that a folder or a file."""
-    if config_path is None or not Path(config_path).expanduser().is_file():
-        return config_path
-    return str(Path(config_path).parent)
+        return sum_over(values, self.topology.loss.get_group(), self.topology.device)

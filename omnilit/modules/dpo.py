@@ -11,7 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
-from omnilit.config import DPOConfig, GradientCheckpointingConfig, MixedPrecisionConfig
+from omnilit.config import (
+    DPOConfig,
+    GradientCheckpointingConfig,
+    LoraArguments,
+    MixedPrecisionConfig,
+)
 from omnilit.errors import ConfigError
 from omnilit.losses.lm import BALANCE
 from omnilit.losses.preference import (
@@ -80,7 +85,8 @@ class DPOModule(OmniModule):
             enable_compile=False,
         )
         accelerator = replace(request.accelerator, fsdp_config=fsdp)
-        return replace(request, train=train, accelerator=accelerator, is_resume=False)
+        plain = replace(request, lora=LoraArguments())  # the model that adapters start from
+        return replace(plain, train=train, accelerator=accelerator, is_resume=False)
 
     @override
     def loss_terms(self, batch: MicroBatch) -> dict[str, LossTerm]:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from omnilit.checkpoint.adapters import export_adapters
 from omnilit.checkpoint.hf import export
 from omnilit.checkpoint.shard_files import ShardFiles, find_shard_files
 from omnilit.errors import OmniError
 from omnilit.models.build import build_meta, load_generation_config
+from omnilit.models.lora import AdaptedModel
 from omnilit.parallel.collectives import raise_together
 
 
@@ -45,6 +47,7 @@ def export_together(
     model_path: str | None,
     trust_remote_code: bool,
     shards: ShardFiles | None,
+    adapted: AdaptedModel | None,
     is_writer: bool,
 ) -> None:
     """Write a Hugging Face folder on one rank and fail on all where it fails; every rank calls.
@@ -58,6 +61,7 @@ def export_together(
         model_path: Where training started from, for its generation settings.
         trust_remote_code: See `export`.
         shards: From `plan_files`.
+        adapted: The adapters that are written in place of the model, where there are any.
         is_writer: Whether this rank writes.
 
     Raises:
@@ -66,16 +70,21 @@ def export_together(
     error: BaseException | None = None
     if is_writer:
         try:
-            export(
-                config,
-                tensors,
-                tokenizer,
-                destination,
-                dtype=dtype,
-                generation_config=load_generation_config(model_path),
-                trust_remote_code=trust_remote_code,
-                shards=shards,
-            )
+            if adapted is None:
+                export(
+                    config,
+                    tensors,
+                    tokenizer,
+                    destination,
+                    dtype=dtype,
+                    generation_config=load_generation_config(model_path),
+                    trust_remote_code=trust_remote_code,
+                    shards=shards,
+                )
+            else:
+                base = str(model_path)
+                plan = adapted.plan
+                export_adapters(plan, tensors, tokenizer, destination, dtype=dtype, base=base)
         except (OmniError, OSError, ValueError, TypeError, RuntimeError) as caught:
             error = caught  # also what transformers refuses to write
     raise_together(error)

@@ -40,7 +40,7 @@ def build_optimizer(
         ConfigError: A decay pattern matches nothing, or a setting does not fit the type or the
             weights.
     """
-    is_wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    is_wide = all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     master_dtype = "float32" if is_wide else "bfloat16"
     if problems := optimizer_problems(config, master_dtype=master_dtype):
         raise ConfigError.of(problems)

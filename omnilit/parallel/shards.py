@@ -31,6 +31,7 @@ class HeldParameter:
         rows: Along the dimension that is cut over the axis, of what tensor and expert parallelism
             leave.
         itemsize: Bytes of an element.
+        is_trained: Whether it gets a gradient.
     """
 
     name: str
@@ -43,6 +44,7 @@ class HeldParameter:
     part: int
     rows: int
     itemsize: int
+    is_trained: bool = True
 
     @property
     def is_even(self) -> bool:
@@ -70,6 +72,11 @@ class HeldUnit:
     def gathered(self) -> int:
         """Elements that are there while it computes."""
         return sum(held.part * held.ranks for held in self.parameters)
+
+    @property
+    def summed(self) -> int:
+        """Elements of its whole gradients."""
+        return sum(held.part * held.ranks for held in self.parameters if held.is_trained)
 
 
 def held_units(model: nn.Module) -> list[HeldUnit]:
@@ -123,6 +130,7 @@ def _held(name: str, unit: str, parameter: DTensor) -> HeldParameter:
         part=prod(left) // rows * -(-rows // ranks),
         rows=rows,
         itemsize=parameter.element_size(),
+        is_trained=parameter.requires_grad,
     )
 
 

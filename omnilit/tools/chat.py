@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TextIO, cast
+from pathlib import Path
+from typing import Any, Final, TextIO, cast
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +29,9 @@ from transformers.utils.logging import (
 from omnilit.config import InferArguments
 from omnilit.errors import CheckpointError, ConfigError, DataError
 from omnilit.models.gpu_packages import without_fla
+
+ADAPTER_CONFIG: Final = "adapter_config.json"
+BASE_NAME: Final = "base_model_name_or_path"
 
 
 @dataclass(slots=True)
@@ -128,7 +134,7 @@ def open_chat(arguments: InferArguments, path: str, device: str, out: TextIO) ->
     """
     tokenizer = _load_tokenizer(arguments.tokenizer_path or path)
     torch.manual_seed(arguments.seed)
-    model = _load_model(path).eval()
+    model = (_load_adapted(path) if is_adapter(path) else _load_model(path)).eval()
     cast("torch.nn.Module", model).to(device)
     return Chat(model, tokenizer, arguments, out)
 
@@ -186,6 +192,39 @@ def _load_model(path: str) -> PreTrainedModel:
             " To fix: export the model again."
         )
     return model
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a folder holds adapters of peft's and no model."""
+    return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def _load_adapted(path: str) -> PreTrainedModel:
+    """The model that adapters were trained beside, with them added to its matrices."""
+    try:
+        base = json.loads((Path(path) / ADAPTER_CONFIG).read_text("utf-8"))[BASE_NAME]
+        from peft import PeftModel
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: {ADAPTER_CONFIG} names no model ({_first_line(error)})."
+            " To fix: export the adapters again."
+        ) from error
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} holds adapters, and the package peft is not installed."
+            " To fix: pip install 'omnilit[lora]', or make a whole model: omnilit export --merge."
+        ) from error
+    model = _load_model(base)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of patterns that peft itself has written
+            adapted: Any = PeftModel.from_pretrained(cast("Any", model), path)
+            return adapted.merge_and_unload()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: the adapters cannot be loaded ({_first_line(error)})."
+            " To fix: export them again, or give the model that they were trained beside."
+        ) from error
 
 
 @contextmanager

@@ -28,11 +28,12 @@ from omnilit.plugins import import_modules
 CHECKPOINT_KEY: Final = "CHECKPOINT"
 OUT_KEY: Final = "OUT"
 USAGE: Final = f"""\
-usage: omnilit export CHECKPOINT OUT [--dtype TYPE] [--assets DIR] [--overwrite]
+usage: omnilit export CHECKPOINT OUT [--dtype TYPE] [--assets DIR] [--merge] [--base DIR]
+                      [--overwrite]
 
 Writes the weights of a checkpoint, with tokenizer and configuration, as a folder that transformers
 loads: the same as the run's own export at that step. One process does it, whatever the number of
-processes that saved.
+processes that saved. Of a run with model.lora that are its adapters, as a folder that peft loads.
 
   CHECKPOINT           a global_step_N folder, or a run's output folder: its newest good checkpoint
   OUT                  the folder to write; it must not exist, or be empty
@@ -41,6 +42,8 @@ processes that saved.
   --assets DIR         where the model's config.json and tokenizer are, if not in the model_assets
                        of the run that CHECKPOINT lies in: for a checkpoint that was moved, or saved
                        from Python
+  --merge              of adapters: write the whole model, with them added to its matrices
+  --base DIR           where the model is that the adapters were trained beside, if not where it was
   --overwrite          replace OUT, whatever is in it
   --trust_remote_code  run Python code that lies in DIR
   --imports NAME ...   modules of your own to import first, for a model that one of them registers;
@@ -57,6 +60,8 @@ class Request:
         out: The folder to write.
         dtype: One of `EXPORT_DTYPES`.
         assets: Where the model's configuration and tokenizer are; None for the run's own.
+        is_merged: Write the whole model of adapters.
+        base: Where the adapted model is; None for where it was.
         is_overwrite: Replace `out`.
         trust_remote_code: Run code that lies beside the configuration.
         imports: Modules to import first.
@@ -66,6 +71,8 @@ class Request:
     out: Path
     dtype: str
     assets: Path | None
+    is_merged: bool
+    base: Path | None
     is_overwrite: bool
     trust_remote_code: bool
     imports: list[str]
@@ -98,6 +105,8 @@ def run(argv: Sequence[str]) -> int:
         assets=assets,
         dtype=request.dtype,
         trust_remote_code=request.trust_remote_code,
+        is_merged=request.is_merged,
+        base=request.base,
     )
     sys.stderr.write(f"export: {request.out} ({str(dtype).removeprefix('torch.')})\n")
     return 0
@@ -122,6 +131,8 @@ def parse_request(argv: Sequence[str]) -> Request:
     parser.add_argument("out", type=_path, metavar=OUT_KEY)
     parser.add_argument("--dtype", choices=EXPORT_DTYPES, default="auto")
     parser.add_argument("--assets", type=_path)
+    parser.add_argument("--merge", action="store_true", dest="is_merged")
+    parser.add_argument("--base", type=_path)
     parser.add_argument("--overwrite", action="store_true", dest="is_overwrite")
     parser.add_argument("--trust_remote_code", action="store_true")
     parser.add_argument("--imports", nargs="+", default=[])
@@ -150,7 +161,7 @@ def find_checkpoint(path: Path) -> Path:
     if checkpoints_folder(path).is_dir():
         return _find_newest(path)
     export = path / HF_FOLDER if is_export_only(path) else path
-    if (export / "config.json").is_file():
+    if any((export / name).is_file() for name in ("config.json", "adapter_config.json")):
         problem = f"{export} is in the Hugging Face layout already"
         fix = "use it as it is, or name a global_step_N folder that holds a checkpoint"
         raise ConfigError(key=CHECKPOINT_KEY, problem=problem, fix=fix)

@@ -158,7 +158,7 @@ def find_model(path: str) -> str:
     folder = Path(path).expanduser()
     if not folder.exists():
         return path
-    if (folder / "config.json").is_file():
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return str(folder)
     key = "infer.model_path"
     steps = checkpoints_folder(folder)

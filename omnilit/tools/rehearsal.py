@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from omnilit.cli.plan import build, read
 from omnilit.cli.raw import Command
-from omnilit.config import OpsImplementationConfig, TrainingArguments
+from omnilit.config import LoraArguments, OpsImplementationConfig, TrainingArguments
 from omnilit.config.data import micro_batch_tokens
 from omnilit.config.parallel_sizes import ParallelSizes
 from omnilit.config.status import load_status, refuse_later
@@ -97,7 +97,7 @@ def _request(view: View) -> ModelRequest:
         config=load_model_config(
             view["model.config_path"], view["model.model_path"], trust_remote_code=has_code
         ),
-        weights_path=None,
+        weights_path=view["model.model_path"],
         strict=True,
         trust_remote_code=has_code,
         ops=OpsImplementationConfig(preset="eager"),
@@ -106,6 +106,7 @@ def _request(view: View) -> ModelRequest:
         accelerator=train.accelerator,
         is_resume=False,
         basic_modules=tuple(view["model.basic_modules"] or ()),
+        lora=build(LoraArguments, "model.lora", view),
     )
 
 
@@ -140,7 +141,7 @@ def rehearse(request: ModelRequest, *, world_size: int, rank: int, tokens: int) 
             step,
             stage=topology.pp_rank,
         )
-        gathered = sum(unit.gathered for unit in units)
+        summed = sum(unit.summed for unit in units)
         return Rehearsal(
             rank=rank,
             model_type=request.config.model_type,
@@ -148,7 +149,7 @@ def rehearse(request: ModelRequest, *, world_size: int, rank: int, tokens: int) 
             units=units,
             moment_bytes=_state_bytes(optimizer),
             gradient_bytes=gradients,
-            unreduced_bytes=gathered * step.reduce_bytes * (step.reductions < step.micro_batches),
+            unreduced_bytes=summed * step.reduce_bytes * (step.reductions < step.micro_batches),
             is_offloaded=request.fsdp.offload,
             step=step,
             traffic=tuple(traffic),

@@ -11,7 +11,13 @@ from typing import Any, Literal, Optional
 
 import pytest
 
-from omnilit.config import DPOConfig, InferArguments, OpsImplementationConfig, TrainingArguments
+from omnilit.config import (
+    DPOConfig,
+    InferArguments,
+    LoraArguments,
+    OpsImplementationConfig,
+    TrainingArguments,
+)
 from omnilit.config.data import DataloaderConfig
 from omnilit.config.schema import Field, constructor_fields, dataclass_fields
 
@@ -50,6 +56,7 @@ def own_fields() -> dict[str, Field]:
     """The leaves of the argument tree's dataclasses."""
     groups = {
         "model.ops_implementation": OpsImplementationConfig,
+        "model.lora": LoraArguments,
         "data.dataloader": DataloaderConfig,
         "train": TrainingArguments,
         "dpo_config": DPOConfig,

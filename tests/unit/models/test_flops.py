@@ -18,7 +18,13 @@ from omnilit.kernels.resolve import resolve_kernels
 from omnilit.models.bind import bind_kernels
 from omnilit.models.build import build_meta
 from omnilit.models.delta_net import bound_linear_attention
-from omnilit.models.flops import causal_pairs, count_flops, count_tower_flops
+from omnilit.models.flops import (
+    causal_pairs,
+    count_adapter_flops,
+    count_flops,
+    count_tower_flops,
+)
+from tests.helpers.adapters import LORA, adapted
 from tests.helpers.models import packed_batch, tiny, tiny_config
 from tests.helpers.recurrence import delta_rule
 
@@ -73,6 +79,35 @@ def test_linear_attention_costs_what_torch_counts_of_its_definition(family):
     pairs = sum(layer.per_pair for layer in flops.attention) * squares
     dense = flops.per_token * sum(LENGTHS) + flops.per_target * batch.counts["tokens"]
     assert counter.get_total_flops() == 3 * (dense + pairs)
+
+
+@pytest.mark.parametrize("over", [{}, {"modules_to_save": ["lm_head"]}])
+def test_a_step_of_adapters_costs_what_torch_counts(over):
+    """But for the first layer's projections, whose input wants no gradient."""
+    eager = OpsImplementationConfig(preset="eager")
+    model, binding, bound = adapted("qwen3", replace(LORA, **over), ops=eager)
+    whole = count_flops(tiny("qwen3"))
+    assert whole is not None
+    flops, batch = count_adapter_flops(whole, model, bound.plan), packed_batch(LENGTHS)
+    with FlopCounterMode(display=False) as counter:
+        binding.head.forward(model, batch).token_losses.sum().backward()
+    counted = counter.get_total_flops()
+    spared = counted_less(bound.plan, model) * sum(LENGTHS)
+    dense = flops.of_step(LENGTHS, int(batch.counts["tokens"]))
+    squares = sum(layer.per_pair * length**2 for layer in flops.attention for length in LENGTHS)
+    triangles = sum(
+        layer.per_pair * causal_pairs(length, layer.window)
+        for layer in flops.attention
+        for length in LENGTHS
+    )
+    assert counted == dense + 3 * (squares - triangles) - spared
+
+
+def counted_less(plan, model):
+    """A token's share of what is not computed in the first layer: no gradient of its input."""
+    first = [f"model.layers.0.self_attn.{name}_proj" for name in ("q", "k", "v")]
+    factors = sum(2 * a.rank * a.num_inputs for a in plan.adapters if a.module in first)
+    return factors + sum(2 * model.get_parameter(f"{name}.weight").numel() for name in first)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
