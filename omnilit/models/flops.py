@@ -244,10 +244,15 @@ def _matrix_sizes(module: nn.Module, config: PreTrainedConfig) -> Iterator[int]:
 
 
 def _attention_cost(module: nn.Module, config: PreTrainedConfig) -> AttentionCost:
-    heads = getattr(module, "num_heads", getattr(config, "num_attention_heads", None))
+    heads = getattr(module, "num_heads", None) or _common(config, "num_attention_heads")
     plain = getattr(module, "head_dim", None)
     scored, mixed = getattr(module, "qk_head_dim", plain), getattr(module, "v_head_dim", plain)
     if heads is None or scored is None or mixed is None:
         raise _UnknownError
-    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    window = getattr(module, "sliding_window", _common(config, "sliding_window"))
     return AttentionCost(2 * heads * (scored + mixed), window)
+
+
+def _common(config: PreTrainedConfig, name: str) -> int | None:
+    """A number of all layers; None where they differ, since the configuration then raises."""
+    return None if config.is_heterogeneous else getattr(config, name, None)

@@ -27,6 +27,7 @@ from omnilit.models.flops import (
 from tests.helpers.adapters import LORA, adapted
 from tests.helpers.models import packed_batch, tiny, tiny_config
 from tests.helpers.recurrence import delta_rule
+from tests.sweep import tiny as sweep
 
 LENGTHS = (5, 13, 30, 1)
 FAMILIES = (
@@ -222,3 +223,11 @@ def test_the_language_part_of_a_vision_model_is_counted_without_its_tower(family
     flops = count_flops(vision_models()[family])
     assert flops is not None
     assert flops == count_flops(tiny("llama"))  # of the same sizes
+
+
+def test_layers_may_differ_in_numbers_that_their_attention_says_itself():
+    config = sweep.tiny_config("dots3_note")  # which raises where it is asked for heads
+    assert config.get_text_config().is_heterogeneous
+    flops = count_flops(build_meta(config, dtype=torch.float32))
+    assert flops is not None
+    assert flops.of_step([5], 3) > flops.of_step([4], 3)
