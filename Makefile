@@ -8,7 +8,7 @@ DEMO := demo_output
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: setup browser demo format lint types arch unit dist check test invariant fla bench coverage \
+.PHONY: setup browser demo format lint types arch unit dist check test invariant sweep fla bench coverage \
 	audit docs clean
 
 setup: $(STAMP)
@@ -73,6 +73,10 @@ $(FLA_VENV)/.installed: $(STAMP)
 fla: $(FLA_VENV)/.installed
 	$(TEST_ENV) $(FLA_VENV)/bin/python -m pytest -q tests/fla/without_gpu.py
 	$(TEST_ENV) $(FLA_VENV)/bin/python -m pytest -q tests/fla/interpreted.py
+
+# Every causal language model of transformers, which writes docs/models.md; quarter of an hour on two cores
+sweep: setup
+	PYTHONPATH=. $(TEST_ENV) $(BIN)/python -m tests.sweep
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -221,13 +221,15 @@ def refuse_unpackable(model: PreTrainedModel, modules: Sequence[nn.Module]) -> N
 
 
 def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) -> Iterator[str]:
-    if not modules:
-        yield "it has no attention that goes through transformers' attention interface"
     delta_nets = [module for module in model.modules() if is_delta_net(module)]
     yield from filter(None, map(unbindable_reason, delta_nets))
     layers: list[str] = list(getattr(model.config, "layer_types", None) or ())
     is_covered = 0 < layers.count(_DELTA_LAYER) == len(delta_nets)
     others = set(layers) - _PACKABLE_LAYERS - ({_DELTA_LAYER} if is_covered else set())
+    if getattr(model, "_is_stateful", False) and not is_covered:
+        yield "it carries a state along the sequence"
+    if not modules:
+        yield "it has no attention that goes through transformers' attention interface"
     if others:
         yield f"its layers include {', '.join(sorted(others))}"
     if getattr(model.config.get_text_config(), "is_decoder", True) is False:
@@ -237,8 +239,6 @@ def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) ->
             "its forward takes no position_ids, so positions would go on from one sequence to the "
             "next"
         )
-    if getattr(model, "_is_stateful", False) and not is_covered:
-        yield "it carries a state along the sequence"
     inside = {part for net in delta_nets for part in net.modules()}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d) and module not in inside:
