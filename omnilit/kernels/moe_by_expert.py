@@ -64,10 +64,13 @@ _PullBack = Callable[[Tensor], Tensor]
 
 
 def is_swiglu(between: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the module's gate is the usual one, which has its gradient below."""
-    probe = torch.linspace(-2, 2, 8, device="cpu")[None]
-    gate, up = probe.chunk(2, dim=-1)
-    found, expected = between(probe), swiglu.eager(gate, up)
+    """Whether the module's gate is the usual one, which has its gradient below.
+
+    Some clamp their values, at a limit of their configuration: so values past any limit are tried.
+    """
+    values = torch.tensor((-1e15, -2.0, -0.3, 0.3, 2.0, 1e15), device="cpu")
+    probe = torch.cartesian_prod(values, values)
+    found, expected = between(probe), swiglu.eager(*probe.chunk(2, dim=-1))
     return found.shape == expected.shape and torch.equal(found, expected)
 
 

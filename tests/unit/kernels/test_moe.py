@@ -51,8 +51,8 @@ def grouped_by_expert(experts: Any, *routed: Tensor) -> Tensor:
 KERNELS = {"torch": by_expert, "grouped_mm": grouped_mm, "own product": grouped_by_expert}
 
 
-def make(cls: Any, dtype: torch.dtype = torch.float32) -> Any:
-    experts = cls(SimpleNamespace(**SIZES))
+def make(cls: Any, dtype: torch.dtype = torch.float32, **sizes: Any) -> Any:
+    experts = cls(SimpleNamespace(**SIZES | sizes))
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return experts.to(dtype)
@@ -81,6 +81,18 @@ def test_experts_equal_the_loop_of_their_module(cls, num_tokens, kernel):
     expected = run(cls.forward, experts, *routed)
     for ours, theirs in zip(run(kernel, experts, *routed), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [10.0, 1e4])
+def test_gates_clamped_far_from_zero_have_their_own_gradients(limit):
+    experts = make(DeepseekV4Experts, swiglu_limit=limit)
+    assert not is_swiglu(Projections.of(experts).between)
+    hidden, *routed = route(37)
+    routed = (hidden * limit, *routed)  # beyond it on all sides
+    expected = run(DeepseekV4Experts.forward, experts, *routed)
+    for ours, theirs in zip(run(by_expert, experts, *routed), expected, strict=True):
+        largest = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
