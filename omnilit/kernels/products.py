@@ -21,11 +21,11 @@ def mm(a_MK: Tensor, b_KN: Tensor) -> Tensor:
     bfloat16 give too. A library without them takes several times as long as for float32.
 
     Args:
-        a_MK: Any dtype; others than bfloat16 are left to torch.
+        a_MK: Any dtype; others than bfloat16 are left to torch, and what it refuses too.
         b_KN: Of the same dtype.
     """
     out_MN = a_MK.new_empty(a_MK.shape[0], b_KN.shape[1])
-    if not _are_bfloat16(a_MK, b_KN):
+    if not _are_bfloat16(a_MK, b_KN) or a_MK.shape[1] != b_KN.shape[0]:
         return torch.mm(a_MK, b_KN, out=out_MN)
     for rows, columns in product(_spans(a_MK.shape[0]), _spans(b_KN.shape[1])):
         out_MN[rows, columns] = _block(a_MK[rows], b_KN[:, columns])
@@ -43,7 +43,7 @@ def addmm(bias: Tensor, a_MK: Tensor, b_KN: Tensor, *, beta: float = 1, alpha: f
         alpha: Factor of the product.
     """
     out_MN = a_MK.new_empty(a_MK.shape[0], b_KN.shape[1])
-    if not _are_bfloat16(bias, a_MK, b_KN):
+    if not _are_bfloat16(bias, a_MK, b_KN) or a_MK.shape[1] != b_KN.shape[0]:
         return torch.addmm(bias, a_MK, b_KN, beta=beta, alpha=alpha, out=out_MN)
     bias_MN = bias.expand_as(out_MN)
     for rows, columns in product(_spans(a_MK.shape[0]), _spans(b_KN.shape[1])):

@@ -83,6 +83,18 @@ def test_other_dtypes_are_torchs_own_products_and_mixtures_stay_refused(counted)
         torch.mm(draw(2, 3), draw(4, 2))
 
 
+def test_sizes_that_do_not_fit_are_refused_where_blocks_would(monkeypatch):
+    monkeypatch.setattr("omnilit.kernels.products.BLOCK", 4)
+    a, b, bias = (torch.zeros(*shape).bfloat16() for shape in ((2, 4), (5, 3), (3,)))
+    undo = replace_operators(FLOAT32_PRODUCTS, "CPU")
+    try:
+        for run in (lambda: a @ b, lambda: torch.addmm(bias, a, b)):
+            with pytest.raises(RuntimeError, match=r"cannot be multiplied \(2x4 and 5x3\)"):
+                run()
+    finally:
+        undo()
+
+
 def test_torchs_own_operators_come_back_and_undoing_twice_is_harmless():
     calls: list[int] = []
 
