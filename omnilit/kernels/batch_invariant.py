@@ -64,7 +64,8 @@ def invariant_operators(device_type: str) -> dict[str, Callable[..., Any]]:
         device_type: `cpu` or `cuda`.
     """
     if device_type == "cpu":
-        return {**_Operators(_CPURows()).by_name(), "silu": silu, "gelu": gelu}
+        single = {"silu": silu, "gelu": gelu, "sigmoid": sigmoid, "softplus": softplus}
+        return {**_Operators(_CPURows()).by_name(), **single}
     from omnilit.kernels.triton import row_sums
 
     return _Operators(row_sums).by_name()
@@ -73,7 +74,7 @@ def invariant_operators(device_type: str) -> dict[str, Callable[..., Any]]:
 class _Operators:
     """Torch's operators over the kernels of a device.
 
-    Matrices of other types than models compute in are left to torch.
+    Matrices of other types than models compute in are left to torch, and what it refuses too.
     """
 
     def __init__(self, kernels: RowKernels) -> None:
@@ -89,14 +90,14 @@ class _Operators:
         }
 
     def mm(self, a_MK: Tensor, b_KN: Tensor) -> Tensor:
-        if a_MK.dtype not in _ROW_TYPES:
+        if not _fit(a_MK, b_KN):
             return torch.mm(a_MK, b_KN, out=a_MK.new_empty(a_MK.shape[0], b_KN.shape[1]))
         return self._kernels.multiply(a_MK, b_KN, a_MK.dtype)
 
     def addmm(
         self, bias: Tensor, a_MK: Tensor, b_KN: Tensor, *, beta: float = 1, alpha: float = 1
     ) -> Tensor:
-        if a_MK.dtype not in _ROW_TYPES:
+        if not _fit(a_MK, b_KN) or bias.dtype != a_MK.dtype:
             out = a_MK.new_empty(a_MK.shape[0], b_KN.shape[1])
             return torch.addmm(bias, a_MK, b_KN, beta=beta, alpha=alpha, out=out)
         wide = self._kernels.multiply(a_MK, b_KN, torch.float32).mul_(alpha)
@@ -131,6 +132,11 @@ class _Operators:
             return torch.mean(x, dims, keepdim, dtype=dtype, out=out)
         means = self._kernels.mean(_as_rows(x, dims), dtype or x.dtype)
         return _shape_like(means, x, dims, keepdim=keepdim)
+
+
+def _fit(a_MK: Tensor, b_KN: Tensor) -> bool:
+    is_type = a_MK.dtype in _ROW_TYPES and a_MK.dtype == b_KN.dtype
+    return is_type and a_MK.shape[1] == b_KN.shape[0]
 
 
 def _as_rows(x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -195,16 +201,32 @@ class _CPURows:
 
 
 def _rows_agree(b_KN: Tensor, size: int) -> bool:
-    """Whether a row comes out alike at each place of a block, tried with several rows."""
+    """Whether a row comes out alike at each place of a block, tried with several rows.
+
+    The matrix is another one that lies as this one does: in one of zeros all rows come out alike.
+    """
+    if size == 1:
+        return True
     num_inner, num_columns = b_KN.shape
     num_tries = 1 + TRIED // num_columns
-    rows_PK = torch.arange(1.0, num_tries * num_inner + 1).view(num_tries, num_inner)
-    result_RN = b_KN.new_empty(size, num_columns)
-    for row_K in rows_PK.sqrt_().frac_().sub_(0.5) if size > 1 else ():
-        torch.mm(row_K.expand(size, -1).contiguous(), b_KN, out=result_RN)
+    tried_KN, result_RN = _lying_as(b_KN), b_KN.new_empty(size, num_columns)
+    for row_K in _uneven(num_tries * num_inner).view(num_tries, num_inner):
+        torch.mm(row_K.expand(size, -1).contiguous(), tried_KN, out=result_RN)
         if not torch.equal(result_RN, result_RN[:1].expand_as(result_RN)):
             return False
     return True
+
+
+def _lying_as(b_KN: Tensor) -> Tensor:
+    """Values of no pattern, with the strides of `b_KN` and as far from the start of a line."""
+    reach = sum((n - 1) * step for n, step in zip(b_KN.shape, b_KN.stride(), strict=True)) + 1
+    room = _uneven(reach + ALIGNMENT // b_KN.element_size())
+    offset = (b_KN.data_ptr() - room.data_ptr()) % ALIGNMENT // b_KN.element_size()
+    return room.as_strided(b_KN.shape, b_KN.stride(), offset)
+
+
+def _uneven(count: int) -> Tensor:
+    return torch.arange(1.0, count + 1).sqrt_().frac_().sub_(0.5)
 
 
 def _add_halves(x_RN: Tensor) -> Tensor:
@@ -232,3 +254,17 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     else:
         share = torch.erf(wide * 0.5**0.5)
     return (0.5 * wide * (1 + share)).to(x.dtype)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """As torch's; see `silu`."""
+    if x.dtype not in _ROW_TYPES:
+        return torch.sigmoid(x, out=x.new_empty(0, dtype=torch.result_type(x, 1.0)))
+    return (1 / (1 + (-x.float()).exp_())).to(x.dtype)
+
+
+def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """As torch's; see `silu`."""
+    scaled = (x.float() if x.dtype in _NARROW else x) * beta
+    bent = scaled.clamp(max=threshold).exp().log1p() / beta
+    return torch.where(scaled > threshold, x, bent.to(x.dtype))

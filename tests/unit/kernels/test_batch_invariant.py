@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, gelu, linear, silu
+from torch.nn.functional import cross_entropy, gelu, linear, silu, softplus
 
 from omnilit.config import OpsImplementationConfig
 from omnilit.errors import KernelError
@@ -51,6 +51,8 @@ OPERATIONS: dict[str, Any] = {
     "silu": lambda x, by: silu(x),
     "gelu": lambda x, by: gelu(x),
     "gelu by tanh": lambda x, by: gelu(x, approximate="tanh"),
+    "sigmoid": lambda x, by: x.sigmoid(),
+    "softplus": lambda x, by: softplus(x, beta=2, threshold=1),
 }
 # Against torch's own: sums of 33 in another order; bfloat16 has 8 bits, and where torch rounds
 # between the steps of an operation ours rounds once
@@ -75,6 +77,44 @@ def test_operators_compute_what_torchs_do_whatever_the_other_rows_are(name, dtyp
     assert distance <= BOUNDS[dtype] * expected.abs().max()
 
 
+@pytest.mark.parametrize("operation", [silu, gelu, torch.sigmoid, softplus])
+def test_single_values_come_out_alike_beside_any_others(operation):
+    x = torch.randn(5000) * 3
+    with invariant_rows():
+        found = operation(x)
+        assert torch.equal(torch.cat([operation(part.clone()) for part in x.split(1)]), found)
+    torch.testing.assert_close(found, operation(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_matrix_of_zeros_does_not_decide_for_the_next_of_its_shape():
+    x, by = torch.randn(150, 33), OTHERS[torch.float32]
+    with invariant_rows():
+        assert not (x @ torch.zeros_like(by.weight).t()).any()
+        found = x @ by.weight.t()
+        for rows in (slice(0, 1), slice(3, 10), slice(60, 70), slice(1, None)):
+            assert torch.equal(x[rows].clone() @ by.weight.t(), found[rows])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda a, b: a.bfloat16() @ b,
+        lambda a, b: a @ b.bfloat16(),
+        lambda a, b: a @ b[:3],
+        lambda a, b: torch.addmm(torch.zeros(2), a.bfloat16(), b),
+        lambda a, b: torch.addmm(torch.zeros(2).bfloat16(), a, b),
+        lambda a, b: torch.addmm(torch.zeros(2), a, b[:3]),
+    ],
+)
+def test_operands_that_torch_refuses_are_refused(run):
+    a, b = torch.randn(3, 4), torch.randn(4, 2)
+    with pytest.raises(RuntimeError) as expected:
+        run(a, b)
+    with invariant_rows(), pytest.raises(RuntimeError) as error:
+        run(a, b)
+    assert str(error.value) == str(expected.value)
+
+
 def test_means_and_normalisers_run_along_any_dimensions():
     x = torch.randn(3, 4, 5)
     for run in (
@@ -90,6 +130,8 @@ def test_means_and_normalisers_run_along_any_dimensions():
         lambda: x.double().mean(1),
         lambda: x.double().log_softmax(1),
         lambda: x.double()[0] @ x.double()[1].t(),
+        lambda: x.double().sigmoid(),
+        lambda: x.long().sigmoid(),
         lambda: torch.ones(2, 3).long() @ torch.ones(3, 2).long(),
         lambda: torch.ones(0, 3) @ torch.ones(3, 2),
         lambda: torch.ones(2, 0) @ torch.ones(0, 2),
