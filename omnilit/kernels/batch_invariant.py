@@ -9,6 +9,7 @@ logits depend on what it is packed with. Here that choice is made by the shape o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,7 @@ ALIGNMENT: Final = 64  # bytes, of a line of the cache
 WIDENED: Final = 4096  # columns of a narrow matrix that a CPU widens at a time
 _NARROW: Final = (torch.bfloat16, torch.float16)  # are computed in float32 and rounded once
 _ROW_TYPES: Final = (torch.float32, *_NARROW)
+_ON_GPU: Final = "omnilit.kernels.triton.row_sums"  # of `RowKernels`; imported where it runs
 # Backends whose rows are computed alike in any batch, by field of `ops_implementation`. Attention
 # works a packed sample at a time; what is not listed was not looked at, or is known not to be.
 BACKENDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -66,9 +68,8 @@ def invariant_operators(device_type: str) -> dict[str, Callable[..., Any]]:
     if device_type == "cpu":
         single = {"silu": silu, "gelu": gelu, "sigmoid": sigmoid, "softplus": softplus}
         return {**_Operators(_CPURows()).by_name(), **single}
-    from omnilit.kernels.triton import row_sums
-
-    return _Operators(row_sums).by_name()
+    kernels: Any = import_module(_ON_GPU)
+    return _Operators(kernels).by_name()
 
 
 class _Operators:
