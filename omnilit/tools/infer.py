@@ -21,6 +21,7 @@ from omnilit.config.schema import Field, dataclass_fields
 from omnilit.config.view import View
 from omnilit.errors import ConfigError, DataError
 from omnilit.logging import format_table
+from omnilit.tools.file_request import FileRequest
 
 if TYPE_CHECKING:
     from omnilit.tools.chat import Chat
@@ -46,23 +47,6 @@ output folder of a run, of which the newest complete export answers, or a name o
 With --input each record with "messages" or "prompt" is written to --output with its "completion",
 with --logprobs also the log-probability of each token. The same command goes on where it stopped.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class FileRequest:
-    """Records to answer, and where the answers go.
-
-    Args:
-        source: A data file, as `data.train_path` takes it.
-        output: A JSON Lines file; where it has lines already, they are kept and not made again.
-        batch_size: Prompts that run at a time, where so many are of one length.
-        has_logprobs: Write the log-probability of each token beside the completion.
-    """
-
-    source: str
-    output: Path
-    batch_size: int = 16
-    has_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

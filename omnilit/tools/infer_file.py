@@ -17,8 +17,8 @@ from omnilit.data.readers import parse_row, read_rows
 from omnilit.errors import DataError
 from omnilit.logging import get_logger
 from omnilit.tools.chat import Chat, context_size, stop_tokens
+from omnilit.tools.file_request import FileRequest
 from omnilit.tools.generation import Completion, Sampler, complete
-from omnilit.tools.infer import FileRequest
 from omnilit.types import Record
 
 log = get_logger(__name__)

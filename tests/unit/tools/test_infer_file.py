@@ -9,8 +9,9 @@ from omnilit.config import InferArguments
 from omnilit.errors import ConfigError, DataError
 from omnilit.tools import infer_file
 from omnilit.tools.chat import open_chat
+from omnilit.tools.file_request import FileRequest
 from omnilit.tools.generation import Sampler, complete
-from omnilit.tools.infer import FileRequest, parse_request, run
+from omnilit.tools.infer import parse_request, run
 from omnilit.tools.infer_file import answer_file
 
 QUESTIONS = ["hi", "yo", "what?", "a", "bb", "so so", "zz", "q", "hm", "well"]
