@@ -10,8 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from omnilit.checkpoint.layout import step_folder
+from omnilit.kernels.machine import Machine
+from omnilit.models.attention import BOUNDARY
+from omnilit.models.bind import bind_kernels
+from omnilit.models.blocks import decoder_blocks
+from omnilit.models.compilation import EXPERTS, compile_blocks
 from omnilit.testing import run_ranks
 from tests.helpers import training
+from tests.helpers.models import gradients, packed_batch, tiny, worst_difference
+from tests.helpers.spread import cpu_kernels
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 3
@@ -59,13 +66,30 @@ def test_a_run_on_any_axis_is_that_of_one_process(family, tmp_path):
         check_export(step_folder(tmp_path / name, STEPS) / "hf_ckpt", alone["last"])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's tracer
+def test_compiled_blocks_give_the_same_gradients_at_any_length(monkeypatch):
+    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")  # which inductor sets
+    models = [tiny("qwen3_5"), tiny("qwen3_5")]
+    bindings = [bind_kernels(model, cpu_kernels()) for model in models]
+    compilation = compile_blocks(decoder_blocks(models[1]), Machine("cpu"))
+    for lengths in ((5, 1, 70, 9), (30, 20)):
+        batch = packed_batch(lengths)
+        for model, binding in zip(models, bindings, strict=True):
+            binding.head.forward(model, batch).token_losses.mean().backward()
+    bindings[1].verify_called()
+    assert worst_difference(*map(gradients, models)) <= 1e-4
+    known = [reason for reason in compilation.breaks if BOUNDARY in reason or EXPERTS in reason]
+    assert known == list(compilation.breaks)
+
+
 def check_export(folder: Path, expected: dict[str, torch.Tensor]) -> None:
     """Plain transformers reads the export, and has the weights of the run."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
+    model, info = loaded
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    loaded = dict(model.named_parameters())
-    assert loaded.keys() == expected.keys()
-    for name, weight in loaded.items():
+    weights = dict(model.named_parameters())
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
         torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-3, atol=1e-4)
