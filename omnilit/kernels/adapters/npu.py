@@ -20,7 +20,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> T
     if offset:  # Gemma's order of casts: the product is float32
         scale = offset + weight.float()
         return torch_npu.npu_rms_norm(x.float(), scale, epsilon=eps)[0].to(x.dtype)
-    return torch_npu.npu_rms_norm(x.to(weight.dtype), weight, epsilon=eps)[0]
+    dtype = torch.promote_types(x.dtype, weight.dtype)  # it takes one type
+    return torch_npu.npu_rms_norm(x.to(dtype), weight.to(dtype), epsilon=eps)[0]
 
 
 def rotary(

@@ -95,6 +95,16 @@ def test_rms_norm_equals_eager(offset, dtype):
         torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+)
+def test_rms_norm_of_one_type_by_a_weight_of_another_gives_the_wider(dtypes):
+    x, weight = torch.randn(3, 8).to(dtypes[0]), torch.randn(8).to(dtypes[1])
+    expected, found = (f(x, weight, eps=1e-5) for f in (rms_norm.eager, npu.rms_norm))
+    # eager rounds the normalised values to the type of `x` in between
+    torch.testing.assert_close(found, expected, rtol=2**-8 if x.itemsize == 2 else 1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dim", [1, 2])
 def test_rotary_equals_eager(dim):
     q, k = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
