@@ -11,6 +11,8 @@ LOSS: Final = "dpo_config.loss_type"
 SMOOTHING: Final = "dpo_config.label_smoothing"
 FREE: Final = "dpo_config.reference_free"
 PRECISION: Final = "dpo_config.refer_model_precision"
+LORA: Final = "model.lora.enable"
+WHOLE: Final = "model.lora.modules_to_save"
 GAMMA: Final = "dpo_config.simpo_gamma"
 SMOOTHED: Final = ("sigmoid", "robust")
 ALONE: Final = ("orpo", "simpo")
@@ -40,6 +42,8 @@ def precision_has_a_reference(view: View) -> list[Problem]:
         why = f"loss_type: {view[LOSS]} has no reference model"
     elif view[FREE]:
         why = "reference_free: true builds no reference model"
+    elif view[LORA] and not view[WHOLE]:
+        why = "with model.lora the reference is the frozen model itself"
     else:
         return []
     return [Problem(PRECISION, f"has no effect: {why}", "leave it out")]

@@ -131,7 +131,13 @@ def _preference_rules() -> list[Rule]:
         Rule((preference_rules.SMOOTHING, loss), preference_rules.smoothing_has_its_loss),
         Rule((preference_rules.GAMMA, loss), preference_rules.margin_has_its_loss),
         Rule(
-            (preference_rules.PRECISION, loss, preference_rules.FREE),
+            (
+                preference_rules.PRECISION,
+                loss,
+                preference_rules.FREE,
+                preference_rules.LORA,
+                preference_rules.WHOLE,
+            ),
             preference_rules.precision_has_a_reference,
         ),
     ]

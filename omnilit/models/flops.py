@@ -79,6 +79,11 @@ class ModelFlops:
         spared = self.frozen_per_token * tokens + self.frozen_per_target * num_targets
         return TRAINING * (self.per_token * tokens + self.per_target * num_targets + pairs) - spared
 
+    def forward_of_batch(self, batch: MicroBatch) -> float:
+        """Operations of a forward pass that no backward pass follows."""
+        trained = replace(self, frozen_per_token=0, frozen_per_target=0)
+        return trained.of_batch(batch) / TRAINING
+
     def of_batch(self, batch: MicroBatch) -> float:
         """`of_step` of a micro-batch; one that only fills a window costs nothing.
 

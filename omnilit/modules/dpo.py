@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -41,7 +42,8 @@ class DPOModule(OmniModule):
 
     The loss is the mean over all pairs of the step on all ranks. The reference model, where the
     loss has one, starts from the same weights, is sharded like the policy, computes in a
-    precision of its own and is never trained or saved.
+    precision of its own and is never trained or saved. With adapters it is the frozen model under
+    them, without a second copy.
 
     Args:
         dpo_config: The `dpo_config` group; the command line fills it in.
@@ -65,11 +67,15 @@ class DPOModule(OmniModule):
 
     @override
     def configure_model(self) -> None:
-        if self.policy is None and needs_reference(self.dpo_config):
+        is_first = self.policy is None and needs_reference(self.dpo_config)
+        has_copy = not self.lora.enable or bool(self.lora.modules_to_save)
+        if is_first and has_copy:
             self.reference = self._assemble(self._reference_request())
             for part in self.reference.parts:
                 part.requires_grad_(False).eval()
         super().configure_model()
+        if is_first and not has_copy:  # the frozen model under the adapters
+            self.reference = self.policy
 
     def _reference_request(self) -> ModelRequest:
         """The model as it was before training: also where a checkpoint is gone on from."""
@@ -110,9 +116,9 @@ class DPOModule(OmniModule):
     @override
     def batch_flops(self, batch: MicroBatch) -> float | None:
         flops = super().batch_flops(batch)
-        if flops is None or self.reference is None:
+        if flops is None or self.reference is None or self.reference.flops is None:
             return flops
-        return flops * 4 / 3  # a forward pass more beside a forward and its backward pass
+        return flops + self.reference.flops.forward_of_batch(batch)
 
     @override
     def training_step(self, batch: MicroBatch | StepWindow, batch_idx: int) -> Tensor:
@@ -127,7 +133,7 @@ class DPOModule(OmniModule):
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.reference is not None:
+        if self.reference is not None and self.reference is not self.policy:
             self.reference.verify_step()
 
     def _run_reference(self, batches: Iterable[MicroBatch]) -> None:
@@ -142,16 +148,30 @@ class DPOModule(OmniModule):
             self._reference_scores[id(batch)] = self._pair_scores(losses, batch)
             return losses.sum()
 
-        with torch.no_grad():
+        with self._as_reference(self.reference):
             for batch in batches:
                 self.reference.pipeline.evaluate(batch, keep)
+
+    @contextmanager
+    def _as_reference(self, model: AssembledModel) -> Iterator[None]:
+        """Without gradients, dropout and adapters."""
+        modes = [part.training for part in model.parts]
+        off = nullcontext() if model.adapted is None else model.adapted.switched_off()
+        try:
+            with torch.no_grad(), off:
+                for part in model.parts:
+                    part.eval()
+                yield
+        finally:
+            for part, mode in zip(model.parts, modes, strict=True):
+                part.train(mode)
 
     def _score_by_reference(self, batch: MicroBatch) -> PairScores | None:
         if self.reference is None:
             return None
         if self.reference.pipeline is not None:
             return self._reference_scores.pop(id(batch))
-        with torch.no_grad():
+        with self._as_reference(self.reference):
             scores = self._pair_scores(self.reference.forward(batch).token_losses, batch)
         for part in self.reference.parts:
             reshard(part)

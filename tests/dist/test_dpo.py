@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from omnilit.config import DPOConfig
+from omnilit.config import DPOConfig, LoraArguments
 from omnilit.errors import ConfigError
 from omnilit.modules import DPOModule
 from omnilit.testing import run_ranks
@@ -26,6 +28,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     training.write_model(folder / "model")
     training.write_model(folder / "moe", "qwen3_moe", output_router_logits=True)
+    training.write_model(folder / "weights")
+    config = AutoConfig.from_pretrained(folder / "weights")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "weights")
     for name, number in (("train", 30), ("eval", 7)):
         write_pairs(folder / f"{name}.jsonl", number)
     return folder
@@ -51,12 +57,17 @@ def run(
 ) -> dict[str, Any]:
     """Train on this rank of however many there are."""
     settings = {"global_batch_size": 4, "max_steps": STEPS, "eval_steps": STEPS, **over}
-    model = settings.pop("model", "model")
+    model, lora = settings.pop("model", "model"), settings.pop("lora", LoraArguments())
     log, module = training.train(
         folder,
         training.arguments(folder / name, **settings),
         module_class=DPOModule,
-        model={"config_path": str(folder / model), "dpo_config": config},
+        model={
+            "config_path": str(folder / model),
+            "model_path": str(folder / "weights") if lora.enable else None,
+            "dpo_config": config,
+            "lora": lora,
+        },
         data={"data_type": "dpo", "eval_path": str(folder / "eval.jsonl")},
     )
     assert isinstance(module, DPOModule)
@@ -64,6 +75,7 @@ def run(
         "steps": log.results,
         "eval": module.eval_result,
         "has_reference": module.reference is not None,
+        "has_copy": module.reference not in (None, module.policy),
         "weights": training.weights_of(module),
     }
 
@@ -72,7 +84,14 @@ def run_all(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, dict[st
     return {name: run(folder, name, over) for name, over in cases.items()}
 
 
-ONE: dict[str, dict[str, Any]] = {"alone": {}, "moe": {"model": "moe"}}
+LORA: dict[str, Any] = {"lora": LoraArguments(enable=True, rank=4)}
+WHOLE = LoraArguments(enable=True, rank=4, modules_to_save=["lm_head"])
+ONE: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "moe": {"model": "moe"},
+    "adapters": LORA,
+    "adapters and head": {"lora": WHOLE},
+}
 TWO: dict[str, dict[str, Any]] = {
     "data": {},
     "ulysses": {"accelerator": {"ulysses_size": 2}},
@@ -80,6 +99,8 @@ TWO: dict[str, dict[str, Any]] = {
     "tensor": {"accelerator": {"tp_size": 2}},
     "pipeline": {"accelerator": {"pp_size": 2}},
     "recomputed": {"recompute": True},
+    "adapters, data": LORA | {"recompute": True},
+    "adapters, pipeline": LORA | {"accelerator": {"pp_size": 2}},
     "moe, experts spread": {"model": "moe", "accelerator": {"ep_size": 2}},
 }
 
@@ -110,9 +131,18 @@ def test_the_first_step_compares_a_model_with_itself(alone):
     assert {"eval_loss", "eval_rewards/accuracies"} <= alone["alone"]["eval"].keys()
 
 
+def test_under_adapters_the_reference_is_the_frozen_model(alone):
+    assert [alone[name]["has_copy"] for name in ONE] == [True, True, False, True]
+    for name in ("adapters", "adapters and head"):
+        first, *_, last = alone[name]["steps"]
+        assert first.loss == pytest.approx(math.log(2), abs=1e-6)
+        assert last.shown["rewards/margins"] > 0.01
+        assert first.grad_norm > 0
+
+
 @pytest.mark.parametrize("name", TWO)
 def test_two_ranks_train_the_steps_of_one(name, alone, two):
-    expected = alone["moe" if name.startswith("moe") else "alone"]
+    expected = alone[name.split(",")[0] if "," in name else "alone"]
     for rank in two:
         assert len(rank[name]["steps"]) == STEPS
         for found, step in zip(rank[name]["steps"], expected["steps"], strict=True):

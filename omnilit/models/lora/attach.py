@@ -7,8 +7,9 @@ after that, split like the matrices that they belong to.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Final
 
@@ -56,17 +57,35 @@ class ParameterFactors(nn.Module):
         self.lora_B = nn.Parameter(second)
 
 
+@dataclass(slots=True)
+class Switch:
+    """Whether the adapters of a model add anything."""
+
+    is_on: bool = True
+
+
 class AdaptedModel:
     """The adapters of one model.
 
     Args:
         plan: What is adapted.
         counter: What they count their calls in.
+        switch: Turns them off and on.
     """
 
-    def __init__(self, plan: AdapterPlan, counter: CallCounter) -> None:
+    def __init__(self, plan: AdapterPlan, counter: CallCounter, switch: Switch) -> None:
         self.plan = plan
         self._counter = counter
+        self._switch = switch
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """The frozen model as it was before training, for as long as this lasts."""
+        self._switch.is_on = False
+        try:
+            yield
+        finally:
+            self._switch.is_on = True
 
     def add_factors(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         """Put the factors beside their matrices, without values where those have none.
@@ -127,18 +146,18 @@ def adapt(model: PreTrainedModel, plan: AdapterPlan, *, compute: torch.dtype) ->
         parameter.requires_grad_(name in trained)
         if name not in trained:
             parameter.data = parameter.data.to(compute)
-    counter = CallCounter()
+    counter, switch = CallCounter(), Switch()
     by_module: defaultdict[str, list[Adapter]] = defaultdict(list)
     for adapter in plan.adapters:
         by_module[adapter.module].append(adapter)
     for name, adapters in by_module.items():
         module, count = model.get_submodule(name), counter.adder(name)
         if adapters[0].parameter is None:
-            _adapt_linear(module, adapters[0], plan.arguments.dropout, count)
+            _adapt_linear(module, adapters[0], plan.arguments.dropout, count, switch)
         else:
-            _adapt_parameters(module, adapters, count)
+            _adapt_parameters(module, adapters, count, switch)
     setattr(model, _ATTRIBUTE, plan)
-    return AdaptedModel(plan, counter)
+    return AdaptedModel(plan, counter, switch)
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -150,11 +169,13 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _adapt_linear(
-    module: nn.Module, adapter: Adapter, rate: float, count: Callable[[], None]
+    module: nn.Module, adapter: Adapter, rate: float, count: Callable[[], None], switch: Switch
 ) -> None:
     forward = module.forward
 
     def adapted(self: Any, x: Tensor) -> Tensor:
+        if not switch.is_on:
+            return forward(x)
         count()
         first, second = self.lora_A.weight, self.lora_B.weight
         if not isinstance(x, DTensor):  # a rank's own part, as without gradients
@@ -170,11 +191,13 @@ def _adapt_linear(
 
 
 def _adapt_parameters(
-    module: nn.Module, adapters: list[Adapter], count: Callable[[], None]
+    module: nn.Module, adapters: list[Adapter], count: Callable[[], None], switch: Switch
 ) -> None:
     forward = module.forward
 
     def adapted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return forward(*args, **kwargs)
         count()
         with ExitStack() as stack:
             for adapter in adapters:

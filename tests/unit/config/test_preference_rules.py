@@ -28,6 +28,14 @@ DPO = "dpo_config"
             "dpo_config.refer_model_precision: has no effect: reference_free: true builds",
         ),
         (
+            {
+                f"{DPO}.refer_model_precision": "float32",
+                "model.lora.enable": True,
+                "model.model_path": "m",
+            },
+            "dpo_config.refer_model_precision: has no effect: with model.lora the reference",
+        ),
+        (
             {f"{DPO}.refer_model_precision": "float32", f"{DPO}.loss_type": "orpo"},
             "dpo_config.refer_model_precision: has no effect: loss_type: orpo has no",
         ),
