@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,12 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from omnilit.checkpoint.layout import step_folder
-from omnilit.config import DPOConfig, InferArguments, MixedPrecisionConfig
+from omnilit.config import InferArguments, MixedPrecisionConfig
 from omnilit.errors import CheckpointError, ConfigError
-from omnilit.modules import DPOModule
 from omnilit.testing import run_ranks
 from omnilit.tools.chat import open_chat
 from omnilit.tools.export import run
-from tests.helpers import lora_runs, training
+from tests.helpers import lora_runs
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 
@@ -128,45 +125,3 @@ def test_flags_of_adapters_and_their_model_are_checked(folder, trained, tmp_path
         run([*words, "--merge", "--base", str(tmp_path / "empty")])
     with pytest.raises(CheckpointError, match="is of another model"):
         run([*words[:3], str(folder / "qwen3_moe")])
-
-
-def prefer(folder: Path) -> dict[str, Any]:
-    """Train adapters on pairs, on this rank of however many there are."""
-    log, module = training.train(
-        folder,
-        training.arguments(folder / "pairs", global_batch_size=4, max_steps=2),
-        module_class=DPOModule,
-        model={
-            "config_path": None,
-            "model_path": str(folder / "qwen3"),
-            "lora": lora_runs.DENSE,
-            "dpo_config": DPOConfig(refer_model_precision="float32"),
-        },
-        data={"data_type": "dpo", "train_path": str(folder / "pairs.jsonl")},
-    )
-    assert isinstance(module, DPOModule)
-    assert module.reference is not None
-    return {
-        "numbers": training.numbers(log),
-        "adapted": [m.adapted is not None for m in (module.assembled, module.reference)],
-    }
-
-
-def test_preferences_train_adapters_against_the_model_without_them(folder, tmp_path):
-    said = [{"role": "user", "content": "the quick"}]
-    pairs = (
-        {
-            name: [*said, {"role": "assistant", "content": " ".join(words[: n % 5 + 1])}]
-            for name, words in (
-                ("chosen", training.WORDS),
-                ("rejected", training.WORDS[::-1]),
-            )
-        }
-        for n in range(12)
-    )
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    ranks = [run_ranks(prefer, n, folder, tmp_path=tmp_path, timeout_s=100)[0] for n in (1, 2)]
-    for mine, theirs in zip(*(rank["numbers"] for rank in ranks), strict=True):
-        assert mine[1:3] == pytest.approx(theirs[1:3], rel=1e-5)
-    assert ranks[0]["numbers"][0][1] == pytest.approx(math.log(2), rel=1e-5)  # they start equal
-    assert ranks[0]["adapted"] == [True, False]
