@@ -167,7 +167,8 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_RD, weight_VD, targets_R, is_ignored, bias_V, norm_R, kept = ctx.saved_tensors
         grad_R = grads[0].masked_fill(is_ignored, 0.0)
-        grad_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        is_trained, has_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if has_bias else None
 
         def read(rows: slice) -> Tensor:
             logits = linear(hidden_RD[rows], weight_VD, bias_V) if kept is None else kept
@@ -176,22 +177,24 @@ class _Chunked(torch.autograd.Function):
 
         if kept is not None:
             grad = read(slice(None))
-            grad_hidden, grad_weight = grad @ weight_VD, grad.t() @ hidden_RD
+            grad_hidden = grad @ weight_VD
+            grad_weight = grad.t() @ hidden_RD if is_trained else None
             return _results(ctx, grad_hidden, grad_weight, _like(grad_bias, bias_V))
         grad_hidden = torch.empty_like(hidden_RD)
         # Sums over chunks in the weight's own bfloat16 would round once a chunk.
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+        sums = torch.zeros_like(weight_VD, dtype=torch.float32) if is_trained else None
         for start in range(0, hidden_RD.shape[0], ctx.num_rows):
             rows = slice(start, start + ctx.num_rows)
             grad = read(rows)
             grad_hidden[rows] = grad @ weight_VD
-            _add_product(grad_weight, grad, hidden_RD[rows])
-        grad_weight = grad_weight.to(weight_VD.dtype)
+            if sums is not None:
+                _add_product(sums, grad, hidden_RD[rows])
+        grad_weight = None if sums is None else sums.to(weight_VD.dtype)
         return _results(ctx, grad_hidden, grad_weight, _like(grad_bias, bias_V))
 
 
 def _results(
-    ctx: Any, grad_hidden: Tensor, grad_weight: Tensor, grad_bias: Tensor | None
+    ctx: Any, grad_hidden: Tensor, grad_weight: Tensor | None, grad_bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """One gradient an argument of forward; that of hidden states is a sum over the parts."""
     if ctx.parts is not None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from omnilit.kernels import cross_entropy as module
 from omnilit.kernels.cross_entropy import chunk_loss, chunked, eager
@@ -160,3 +161,20 @@ def test_no_gradient_is_computed_when_none_is_wanted():
     hidden, weight, targets, _ = problem(5)
     with torch.no_grad():
         assert not chunked(hidden, weight, targets, None, None, 2).requires_grad
+
+
+@pytest.mark.parametrize("num_rows", [3, 100])
+def test_a_frozen_head_costs_no_gradient_of_its_own(num_rows):
+    make = torch.Generator().manual_seed(0)
+    hidden = torch.randn(12, 16, generator=make).requires_grad_()
+    weight, targets = torch.randn(30, 16, generator=make), torch.arange(12)
+    flops, gradients = {}, {}
+    for is_trained in (True, False):
+        own, hidden.grad = weight.clone().requires_grad_(is_trained), None
+        losses = chunked(hidden, own, targets, None, None, num_rows)
+        with FlopCounterMode(display=False) as counter:
+            losses.sum().backward()
+        flops[is_trained], gradients[is_trained] = counter.get_total_flops(), hidden.grad
+        assert (own.grad is not None) == is_trained
+    assert flops[True] - flops[False] == 2 * 12 * 30 * 16
+    assert torch.equal(gradients[True], gradients[False])
