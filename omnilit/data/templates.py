@@ -197,7 +197,7 @@ class ChatTemplate:
 
         arguments: dict[str, Any] = {
             **self.special_tokens,
-            "conversations": [[_to_message(turn) for turn in turns]],
+            "conversations": [[to_message(turn) for turn in turns]],
             "tools": list(tools) or None,
             "chat_template": self.jinja,
             "return_assistant_tokens_mask": is_marked,
@@ -328,7 +328,8 @@ def _check_jinja(text: str, where: str) -> str:
     return text
 
 
-def _to_message(turn: Turn) -> dict[str, Any]:
+def to_message(turn: Turn) -> dict[str, Any]:
+    """A turn in the form that templates read."""
     message: dict[str, Any] = {"role": turn.role, "content": turn.content}
     if turn.reasoning:
         message["reasoning_content"] = turn.reasoning

@@ -198,7 +198,10 @@ def _take_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     words = iter(argv)
     for word in words:
         flag, has_value, value = word.partition("=")
-        if flag == "--logprobs" and not has_value:
+        if flag == "--logprobs":
+            if has_value:
+                fix = "write it alone, or leave it out"
+                raise ConfigError(key=flag, problem=f"takes no value: {value!r}", fix=fix)
             flags[flag] = ""
         elif flag not in FLAGS:
             others.append(word)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, Final, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from omnilit.data.files import list_files
-from omnilit.data.messages import check_text, read_messages, refuse
+from omnilit.data.messages import check_text, read_messages, read_tools, refuse
 from omnilit.data.readers import parse_row, read_rows
+from omnilit.data.templates import to_message
 from omnilit.errors import DataError
 from omnilit.logging import get_logger
 from omnilit.tools.chat import Chat, context_size, stop_tokens
@@ -58,7 +59,7 @@ def answer_file(request: FileRequest, chat: Chat) -> int:
         ConfigError: The input is no data.
     """
     prompts = list(read_prompts(request.source, chat))
-    num_done = _resume(request.output, prompts)
+    num_done = _resume(request, prompts)
     if num_done:
         log.info("%s: %d of %d records are answered", request.output, num_done, len(prompts))
     left = prompts[num_done:]
@@ -99,16 +100,35 @@ def _encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     fields = record.fields
     if fields.get("messages") is not None:
         turns = read_messages(record, fields["messages"], what="messages")
-        if turns and turns[-1].role == "assistant":
+        if not turns:
+            raise refuse(record, "'messages' is empty", "give it a question")
+        if turns[-1].role == "assistant":
             raise refuse(record, "the last message is the assistant's", "end with a question")
-        messages = fields["messages"]
+        messages = [to_message(turn) for turn in turns]
     elif fields.get("prompt") is not None:
         text = check_text(record, fields["prompt"], "the field 'prompt'")
         messages = [{"role": "user", "content": text}]
     else:
         problem = f"the record has neither 'messages' nor 'prompt': {', '.join(fields)}"
         raise refuse(record, problem, "give it one of them")
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return _render(messages, record, tokenizer)
+
+
+def _render(
+    messages: list[dict[str, Any]], record: Record, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    from jinja2 import TemplateError
+
+    tools = list(read_tools(record)) or None
+    if tools and "tools" not in tokenizer.get_chat_template():
+        raise refuse(record, "the chat template cannot write the record's tools", "leave them out")
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, tools=cast("Any", tools), add_generation_prompt=True, return_dict=True
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        problem = f"the chat template refuses the record ({error})"
+        raise refuse(record, problem, "change the record, or remove it") from error
     return cast("dict[str, list[int]]", encoded)["input_ids"]
 
 
@@ -148,20 +168,30 @@ def _line(
     return line
 
 
-def _resume(output: Path, prompts: Sequence[Prompt]) -> int:
+def _resume(request: FileRequest, prompts: Sequence[Prompt]) -> int:
     """How many prompts the output answers; a last line that was cut off is taken away."""
+    output = request.output
     if not output.exists():
         return 0
     content = output.read_bytes()
     whole, _, rest = content.rpartition(b"\n")
-    if rest:
-        output.write_bytes(whole + b"\n" if whole else b"")
     lines = whole.splitlines() if whole else []
-    if len(lines) > len(prompts):
+    if len(lines) + bool(rest) > len(prompts):
         raise _other_records(output, len(prompts) + 1)
     for row, (line, prompt) in enumerate(zip(lines, prompts, strict=False), start=1):
         if not _is_answer(line, prompt.record.fields):
             raise _other_records(output, row)
+        if request.has_logprobs and LOGPROBS not in json.loads(line):
+            raise DataError(
+                problem=f"the line has no {LOGPROBS}, which are asked for now",
+                fix="name another --output, remove the file, or leave --logprobs out",
+                file=str(output),
+                row=row,
+            )
+    if rest:
+        if not _is_cut(rest, prompts[len(lines)].record.fields):
+            raise _other_records(output, len(lines) + 1)
+        output.write_bytes(content[: len(content) - len(rest)])
     return len(lines)
 
 
@@ -174,6 +204,17 @@ def _is_answer(line: bytes, fields: Mapping[str, Any]) -> bool:
         return False
     asked = {name: value for name, value in fields.items() if name not in (COMPLETION, LOGPROBS)}
     return all(found.get(name) == value for name, value in asked.items())
+
+
+def _is_cut(rest: bytes, fields: Mapping[str, Any]) -> bool:
+    """Whether a last line without an end is the answer to a record, as far as it goes."""
+    try:
+        json.loads(rest)
+    except ValueError:
+        before = dict(takewhile(lambda item: item[0] != COMPLETION, fields.items()))
+        start = json.dumps(before, ensure_ascii=False)[:-1].encode()
+        return rest.startswith(start) or start.startswith(rest)
+    return _is_answer(rest, fields)
 
 
 def _other_records(output: Path, row: int) -> DataError:

@@ -115,12 +115,41 @@ def test_answers_to_other_records_are_not_gone_on_from(model_folder, asked, tmp_
     assert len(read(out)) == 1
 
 
+def test_a_file_that_is_no_output_loses_nothing(model_folder, asked, tmp_path):
+    contents = ["a note without an end of line", '{"prompt": "hi", "id": 0}', '{"prompt": "h"\n{']
+    for number, content in enumerate(contents):
+        foreign = tmp_path / f"{number}.jsonl"
+        foreign.write_text(content)
+        with pytest.raises(DataError, match="the line is no answer"):
+            answer_file(FileRequest(asked, foreign), chat_with(model_folder))
+        assert foreign.read_text() == content
+
+
+def test_answers_without_the_log_probabilities_now_asked_for_are_not_gone_on_from(
+    model_folder, asked, tmp_path
+):
+    out = tmp_path / "out.jsonl"
+    answer_file(FileRequest(asked, out), chat_with(model_folder))
+    with pytest.raises(DataError, match=r"out.jsonl:1: the line has no logprobs"):
+        answer_file(FileRequest(asked, out, has_logprobs=True), chat_with(model_folder))
+
+
+def test_messages_may_be_text_and_have_parts(model_folder, tmp_path):
+    messages = [{"role": "user", "content": "hi"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    records = [{"messages": value} for value in (messages, json.dumps(messages), parts)]
+    source = write(tmp_path / "asked.jsonl", records)
+    plain, text, parted = infer_file.read_prompts(source, chat_with(model_folder))
+    assert plain.ids == text.ids == parted.ids
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"text": "x"}, "neither 'messages' nor 'prompt'"),
         ({"prompt": "x" * 70}, "the prompt has 73 tokens, the model's context 64"),
         ({"prompt": 5}, "the field 'prompt'"),
+        ({"messages": []}, "'messages' is empty"),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
             "the last message is the assistant's",
@@ -140,6 +169,7 @@ def test_a_bad_record_is_told_before_any_is_answered(model_folder, tmp_path, rec
     [
         (["--input", "a"], "--input: acts with --input and --output together"),
         (["--logprobs"], "--logprobs: acts with"),
+        (["--logprobs=false"], "--logprobs: takes no value"),
         (["--input", "a", "--output", "b", "--prompt", "c"], "--prompt: stands beside --input"),
         (["--input", "a", "--output", "b", "--batch-size", "0"], "'0' is no number of prompts"),
         (["--input"], "--input: has no text. To fix: write a file of records after it"),
