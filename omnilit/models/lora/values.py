@@ -25,6 +25,14 @@ from omnilit.parallel.materialize import fill_parameter, named_tensors
 KEY: Final = f"{GROUP}.adapter_path"
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
+# Settings of peft's, off by default, under which the same factors are another model
+OTHER_MODEL: Final = (
+    *("alpha_pattern", "rank_pattern", "use_dora", "use_qalora", "use_bdlora", "lora_bias"),
+    *("alora_invocation_tokens", "layer_replication", "arrow_config", "kasa_config"),
+    *("velora_config", "monteclora_config"),
+)
+# Ways to start that change the model's own matrices as well
+OTHER_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 READING: Final = (OSError, ValueError, KeyError, SafetensorError)
 
 
@@ -105,3 +113,11 @@ def _check_strength(folder: Path, lora: LoraArguments) -> None:
         told = ", ".join(f"{name} {known[name]}" for name in differing)
         problem = f"{folder} was made with {told}"
         raise ConfigError(key=KEY, problem=problem, fix="set the same under model.lora")
+    others = [name for name in OTHER_MODEL if saved.get(name)]
+    if str(saved.get("init_lora_weights")).startswith(OTHER_BASE):
+        others.append("init_lora_weights")
+    if others:
+        told = ", ".join(f"{name}: {saved[name]}" for name in others)
+        problem = f"{folder} was made with {told}, which is not available here"
+        fix = "merge it into its model by peft, and start from that"
+        raise ConfigError(key=KEY, problem=problem, fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -174,6 +175,17 @@ def test_an_adapter_of_other_settings_is_refused(over, message, tmp_path):
     with pytest.raises(ConfigError, match=rf"model\.lora\.adapter_path: .*{message}"):
         adapted("qwen3", replace(LORA, adapter_path=str(tmp_path / "adapter"), **over))
     with pytest.raises(ConfigError, match="no adapter can be read from"):
+        adapted("qwen3", replace(LORA, adapter_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "entry", [{"alpha_pattern": {"q_proj": 64}}, {"use_dora": True}, {"init_lora_weights": "pissa"}]
+)
+def test_an_adapter_that_peft_computes_otherwise_is_refused(entry, tmp_path):
+    write_adapter(tmp_path, "qwen3", LORA)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | entry))
+    with pytest.raises(ConfigError, match=f"was made with {next(iter(entry))}: .*not available"):
         adapted("qwen3", replace(LORA, adapter_path=str(tmp_path)))
 
 
