@@ -21,7 +21,8 @@ FIELDS: Final = tuple(
         *("exclude_modules", "target_parameters", "modules_to_save", "adapter_path"),
     )
 )
-READ: Final = (*FIELDS, MODEL, TP, RECOMPUTES, REENTRANT)
+INDEX: Final = "model.safetensor_idx_path"
+READ: Final = (*FIELDS, MODEL, INDEX, TP, RECOMPUTES, REENTRANT)
 
 
 def adapters_are_possible(view: View) -> list[Problem]:
@@ -29,12 +30,25 @@ def adapters_are_possible(view: View) -> list[Problem]:
     values = {path.rpartition(".")[2]: view[path] for path in FIELDS}
     if view.verb in ("infer", "data"):
         return []
-    return lora_problems(
+    found = lora_problems(
         LoraArguments(**values),
         model_path=view[MODEL],
         tp_size=view[TP],
         is_reentrant=view[RECOMPUTES] and view[REENTRANT],
     )
+    return [*found, *_without_effect(view)]
+
+
+def _without_effect(view: View) -> list[Problem]:
+    enable, *others = FIELDS
+    if view[enable] and view[INDEX]:
+        problem = "has no effect with model.lora: an export of adapters is one file"
+        return [Problem(INDEX, problem, "leave it out")]
+    changed = [path.rpartition(".")[2] for path in others if view.is_changed(path)]
+    if not changed or enable in view.given:  # who writes `enable: false` means it
+        return []
+    problem = f"is not given, so the whole model would be trained, and {', '.join(changed)} ignored"
+    return [Problem(enable, problem, "set enable: true, or leave the group out")]
 
 
 def lora_problems(

@@ -51,3 +51,18 @@ def test_adapters_that_can_be_trained_are_good(fields: list[Field]):
     more = {"model.lora.use_rslora": True, "model.lora.adapter_path": "a", TP: 2}
     assert not problems(fields, ON | more)
     assert not problems(fields, ON | {"model.lora.target_parameters": ["experts.down_proj"]})
+
+
+def test_adapters_that_are_not_turned_on_are_told(fields: list[Field]):
+    given = {"model.lora.rank": 16, "model.lora.target_modules": ["q_proj"]}
+    (problem,) = problems(fields, given)
+    assert problem.startswith(
+        "model.lora.enable: is not given, so the whole model would be trained, and rank,"
+        " target_modules ignored. To fix: set enable: true"
+    )
+    assert not problems(fields, given | {"model.lora.enable": False})
+
+
+def test_an_index_of_files_has_no_effect_on_adapters(fields: list[Field]):
+    (problem,) = problems(fields, ON | {"model.safetensor_idx_path": "i"})
+    assert problem.startswith("model.safetensor_idx_path: has no effect with model.lora")
