@@ -53,7 +53,9 @@ def run(verb: Verb, argv: Sequence[str]) -> int:
         log.info("loading %s", checkpoint)
     step = cli.trainer.fit if verb == "fit" else cli.trainer.validate
     try:
-        step(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+        # not as an argument: the model is made before Lightning would say that one brings weights
+        cli.trainer.ckpt_path = checkpoint
+        step(cli.model, datamodule=cli.datamodule)
     except SystemExit:
         if cli.trainer.interrupted:  # Lightning's way to end after Ctrl-C
             return 130

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import Tensor, nn
@@ -365,4 +365,6 @@ def _fill(
         delivery=delivery,
     )
     if plan is not None:
+        if request.is_resume:  # the folder that the run started from need not be there any more
+            plan = replace(plan, arguments=replace(plan.arguments, adapter_path=None))
         fill_adapters(model, plan, seed=request.train.seed)

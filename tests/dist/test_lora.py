@@ -48,6 +48,7 @@ def resume(folder: Path) -> dict[str, Any]:
     for name, case in CASES.items():
         load = step_folder(folder / "runs" / case, 2)
         over = {"max_steps": 4, "load_path": load, "out": folder / "resumed" / case}
+        over["adapter_path"] = str(folder / "gone")  # where a run started is not read again
         found[name] = lora_runs.run_case(folder, case, is_split=False, **over)
     mixed = MixedPrecisionConfig(param_dtype="bfloat16")
     over = {"mixed": mixed, "out": folder / "mixed"}

@@ -50,10 +50,11 @@ def run_case(folder: Path, name: str, *, is_split: bool, **more: Any) -> dict[st
         folder: With the inputs.
         name: Of the case.
         is_split: In its layout; else as one process does.
-        more: Further settings; `load_path` and `out` are of the run itself.
+        more: Further settings; `load_path`, `out` and `adapter_path` are of the run itself.
     """
     load_path, out = more.pop("load_path", None), more.pop("out", folder / "runs" / name)
     family, lora, over = CASES[name]
+    lora = replace(lora, adapter_path=more.pop("adapter_path", None))
     over = {**(over if is_split else {}), **more}
     settings = training.arguments(out, **{"max_steps": 3, "global_batch_size": 4, **over})
     model = {"config_path": None, "model_path": str(folder / family), "lora": lora}

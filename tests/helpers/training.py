@@ -175,7 +175,8 @@ def train(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Topology, "build", _build_once)
-        trainer.fit(module, datamodule=datamodule, ckpt_path=load_path)
+        trainer.ckpt_path = load_path  # as the command line does it
+        trainer.fit(module, datamodule=datamodule)
     return log, module
 
 
