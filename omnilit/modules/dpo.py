@@ -62,19 +62,23 @@ class DPOModule(OmniModule):
     @property
     def further_dtypes(self) -> tuple[str, ...]:
         """What a model computes in beside the one that is trained."""
-        has_reference = needs_reference(self.dpo_config)
-        return (self.dpo_config.refer_model_precision,) if has_reference else ()
+        has_copy = needs_reference(self.dpo_config) and self._has_copy
+        return (self.dpo_config.refer_model_precision,) if has_copy else ()
+
+    @property
+    def _has_copy(self) -> bool:
+        """Whether the reference is a model of its own, not the frozen one under adapters."""
+        return not self.lora.enable or bool(self.lora.modules_to_save)
 
     @override
     def configure_model(self) -> None:
         is_first = self.policy is None and needs_reference(self.dpo_config)
-        has_copy = not self.lora.enable or bool(self.lora.modules_to_save)
-        if is_first and has_copy:
+        if is_first and self._has_copy:
             self.reference = self._assemble(self._reference_request())
             for part in self.reference.parts:
                 part.requires_grad_(False).eval()
         super().configure_model()
-        if is_first and not has_copy:  # the frozen model under the adapters
+        if is_first and not self._has_copy:  # the frozen model under the adapters
             self.reference = self.policy
 
     def _reference_request(self) -> ModelRequest:

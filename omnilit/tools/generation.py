@@ -24,12 +24,10 @@ class Completion:
         tokens: Without the one that ended it.
         logprobs: The log-probability of each under the model itself, before temperature and
             `top_p`.
-        is_ended: Whether the model ended it, not the limit.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    is_ended: bool = False
 
 
 class Sampler:
@@ -114,7 +112,6 @@ def complete(
         found = zip(rows, chosen.tolist(), logprobs.tolist(), strict=True)
         for place, (row, token, logprob) in enumerate(found):
             if token in stop:
-                done[row].is_ended = True
                 continue
             done[row].tokens.append(token)
             done[row].logprobs.append(logprob)
