@@ -137,6 +137,14 @@ class MicroBatch:
             places = self.row_index[0]
         return places < self.bounds[-1] - self.num_padding
 
+    def target_segments(self) -> Tensor:
+        """The segment of each supervised token here, by its number in `bounds`; int64 [R]."""
+        positions = (self.labels[0] != IGNORE).nonzero()[:, 0]
+        if self.row_index is not None:
+            positions = self.row_index[0, positions]
+        ends = torch.tensor(self.bounds[1:], device=positions.device)
+        return torch.bucketize(positions, ends, right=True)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+# Losses that compare the policy's two answers with each other alone, by mean log-probabilities
+ALONE: Final = ("orpo", "simpo")
 
 
 @dataclass(frozen=True)

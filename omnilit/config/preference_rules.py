@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from omnilit.config.dpo import ALONE
 from omnilit.config.view import View
 from omnilit.errors import Problem
 
@@ -15,7 +16,6 @@ LORA: Final = "model.lora.enable"
 WHOLE: Final = "model.lora.modules_to_save"
 GAMMA: Final = "dpo_config.simpo_gamma"
 SMOOTHED: Final = ("sigmoid", "robust")
-ALONE: Final = ("orpo", "simpo")
 
 
 def smoothing_has_its_loss(view: View) -> list[Problem]:

@@ -5,18 +5,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from omnilit.config import DPOConfig
-
-# Compare the policy's two answers with each other alone
-WITHOUT_REFERENCE: Final = frozenset({"orpo", "simpo"})
-# Work on the mean log-probability of an answer's tokens by their definition
-OF_MEANS: Final = frozenset({"orpo", "simpo"})
+from omnilit.config.dpo import ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +34,12 @@ class PairScores:
 
 def needs_reference(config: DPOConfig) -> bool:
     """Whether the loss compares the policy with a model that stays as it was."""
-    return not config.reference_free and config.loss_type not in WITHOUT_REFERENCE
+    return not config.reference_free and config.loss_type not in ALONE
 
 
 def takes_means(config: DPOConfig) -> bool:
     """Whether an answer's log-probability is the mean over its tokens, not their sum."""
-    return config.average_log_prob or config.loss_type in OF_MEANS
+    return config.average_log_prob or config.loss_type in ALONE
 
 
 def pair_losses(policy: PairScores, reference: PairScores | None, config: DPOConfig) -> Tensor:

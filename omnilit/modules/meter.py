@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnilit.losses.segments import find_segments
 from omnilit.types import OF_SOURCE, LossTerm, MicroBatch
 
 Reduce = Callable[[Mapping[str, float]], dict[str, float]]
@@ -130,6 +129,6 @@ def sum_by_source(losses: Tensor, batch: MicroBatch, names: list[str]) -> Tensor
     # padding, and what fills a window, has no origin and no label
     of_segment = [place[origin.source] for origin in batch.origins]
     of_segment += [0] * (len(batch.bounds) - 1 - len(of_segment))
-    sources = torch.tensor(of_segment, device=device)[find_segments(batch)]
+    sources = torch.tensor(of_segment, device=device)[batch.target_segments()]
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     return sums.index_add(0, sources, losses.double())

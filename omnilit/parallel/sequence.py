@@ -180,9 +180,7 @@ def _count(whole: MicroBatch, part: MicroBatch, *, is_first: bool) -> dict[str, 
     if names:
         place = {name: number for number, name in enumerate(names)}
         numbers = [place[OF_SOURCE + origin.source] for origin in whole.origins]
-        ends = torch.tensor(whole.bounds[1:])
-        segments = torch.bucketize(part.row_index[0, is_label], ends, right=True)
-        sources = torch.tensor(numbers, dtype=torch.int64)[segments]
+        sources = torch.tensor(numbers, dtype=torch.int64)[part.target_segments()]
         found = torch.bincount(sources, minlength=len(names)).tolist()
         counts |= dict(zip(names, found, strict=True))
     return counts
