@@ -104,6 +104,9 @@ class MicroBatch:
         row_index: Where in the row of `bounds` each token stands, int64 [1, T]; None where this
             rank holds the whole row. Else tensors and counts are of this rank's part, and bounds,
             origins and padding of the whole.
+        media: What the model takes beside tokens, under the names of its `forward`
+            (`pixel_values`, `image_grid_thw`), as its processor gives it, of all segments in
+            order; whole on every rank of a row. Empty for text.
     """
 
     input_ids: Tensor
@@ -116,6 +119,7 @@ class MicroBatch:
     weights: Tensor | None = None
     num_padding: int = 0
     row_index: Tensor | None = None
+    media: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -161,6 +165,7 @@ class MicroBatch:
             position_ids=change(self.position_ids),
             weights=None if self.weights is None else change(self.weights),
             row_index=None if self.row_index is None else change(self.row_index),
+            media={name: change(tensor) for name, tensor in self.media.items()},
         )
 
 
