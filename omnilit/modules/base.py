@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sized
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ from omnilit.config import (
     OpsImplementationConfig,
     TrainingArguments,
 )
-from omnilit.errors import ConfigError, TrainingError
+from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields
 from omnilit.logging import get_logger
@@ -42,15 +41,15 @@ from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.exporting import export_together, plan_files
 from omnilit.modules.meter import TermMeter, Totals
+from omnilit.modules.step import StepAccount
 from omnilit.optim.build import build_optimizer, refuse_other_type
 from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import sum_over
 from omnilit.parallel.grad_norm import clip_gradients
 from omnilit.parallel.mesh import Topology
-from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp, StepWindow
+from omnilit.types import LossTerm, MicroBatch, StepResult, StepWindow
 
 log = get_logger(__name__)
-FLOPS = "flops"  # among the counts of a step
 
 
 class OmniModule(LightningModule):
@@ -130,10 +129,7 @@ class OmniModule(LightningModule):
         self.eval_result: dict[str, float] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._model_config: PretrainedConfig | None = None
-        self._meter, self._eval_meter = TermMeter(), TermMeter()
-        self._stamp: StepStamp | None = None
-        self._grad_norm = 0.0
-        self._skipped_steps = self._skipped_in_a_row = 0
+        self._step, self._eval_meter = StepAccount(), TermMeter()
 
     # What a task may override
 
@@ -290,7 +286,7 @@ class OmniModule(LightningModule):
         assert pipeline is not None, "a whole step at a time is for pipelines"
         for optimizer in self.trainer.optimizers:  # before the backward passes, which come here
             optimizer.zero_grad()
-        self._stamp = batch.micro_batches[0].stamp
+        self._step.begin(batch.micro_batches[0].stamp)
         return pipeline.train(batch, self._share_of_loss)
 
     @override
@@ -305,19 +301,8 @@ class OmniModule(LightningModule):
 
     def _share_of_loss(self, batch: MicroBatch) -> Tensor:
         """What a micro-batch adds to the loss of its step."""
-        stamp = batch.stamp
-        assert stamp is not None, "the training loader stamps every micro-batch"
-        self._stamp = stamp
         terms = self.loss_terms(batch)
-        self._meter.add(terms, batch)
-        if (flops := self.batch_flops(batch)) is not None:
-            self._meter.count(FLOPS, flops)
-        parts = [
-            term.sum / (stamp.counts[term.count] or 1.0)
-            for term in terms.values()
-            if term.is_trained
-        ]
-        return torch.stack(parts).sum()
+        return self._step.add(terms, batch, flops=self.batch_flops(batch))
 
     @override
     def configure_gradient_clipping(
@@ -329,13 +314,9 @@ class OmniModule(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         max_norm = self.train_arguments.optimizer.max_grad_norm
         stages = None if self.assembled.pipeline is None else self.topology.pp
-        self._grad_norm = clip_gradients(parameters, max_norm, stages=stages).item()
-        if math.isfinite(self._grad_norm):
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_steps += 1
-        self._skipped_in_a_row += 1
-        optimizer.zero_grad(set_to_none=True)  # AdamW passes over parameters without a gradient
+        grad_norm = clip_gradients(parameters, max_norm, stages=stages).item()
+        if not self._step.take_norm(grad_norm):  # AdamW passes over what has no gradient
+            optimizer.zero_grad(set_to_none=True)
 
     @override
     def optimizer_step(
@@ -348,38 +329,13 @@ class OmniModule(LightningModule):
         lr = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.assembled.verify_step()
-        self.step_result = self._finish_step(epoch, lr)
-        limit = self.train_arguments.optimizer.max_skipped_steps
-        if self._skipped_in_a_row >= limit:
-            raise TrainingError(
-                problem=f"the gradient norm was not finite in {limit} steps in a row",
-                fix="lower train.optimizer.lr, or look at the data of these steps",
-            )
-
-    def _finish_step(self, epoch: int, lr: dict[str, float]) -> StepResult:
-        """What the step came to, over all ranks: one all-reduce, one wait for the device."""
-        totals = self._read_totals(self._meter)
-        stamp = self._stamp
-        assert stamp is not None, "a step has at least one micro-batch"
+        # one all-reduce and one wait for the device
+        totals = self._read_totals(self._step.meter)
         step = self.trainer.global_step + 1  # Lightning counts it after this hook
-        loss = sum(totals.means.values())
-        self.log("loss", loss, prog_bar=True, logger=False)  # equal on all ranks already
-        return StepResult(
-            step=step,
-            epoch=epoch,
-            losses=totals.means,
-            loss=loss,
-            grad_norm=self._grad_norm,
-            lr=lr,
-            tokens=round(totals.counts.get(TOKENS, 0.0)),
-            num_tokens=stamp.num_tokens,
-            data_wait_s=stamp.data_wait_s,
-            skipped_steps=self._skipped_steps,
-            source_tokens=totals.source_tokens,
-            source_losses=totals.source_means,
-            flops=totals.counts.get(FLOPS),
-            shown=totals.shown,
-        )
+        self.step_result = self._step.result(totals, step=step, epoch=epoch, lr=lr)
+        # equal on all ranks already
+        self.log("loss", self.step_result.loss, prog_bar=True, logger=False)
+        self._step.refuse_skips(self.train_arguments.optimizer.max_skipped_steps)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -435,8 +391,7 @@ class OmniModule(LightningModule):
         checkpoint["omnilit"] = {
             "kernels": self.assembled.kernels.names(),
             "optimizer": self.train_arguments.optimizer.type,
-            "skipped_steps": self._skipped_steps,
-            "skipped_in_a_row": self._skipped_in_a_row,
+            **self._step.state(),
             "export_dtype": str(self.export_dtype).removeprefix("torch."),
             "lora": describe_adapters(self.lora, base=self.model_path),
         }
@@ -447,8 +402,7 @@ class OmniModule(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             refuse_other_type(saved.get("optimizer"), self.train_arguments.optimizer)
         refuse_other_adapters(saved.get("lora"), self.lora)
-        self._skipped_steps = saved.get("skipped_steps", 0)
-        self._skipped_in_a_row = saved.get("skipped_in_a_row", 0)
+        self._step.load_state(saved)
         before, now = saved.get("kernels", {}), self.assembled.kernels.names()
         for field, backend in now.items():
             if before.get(field, backend) != backend:
