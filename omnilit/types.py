@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,6 +17,10 @@ TOKENS: Final = "tokens"  # the count of supervised tokens
 WEIGHT: Final = "weight"  # the sum of their weights
 PAIRS: Final = "pairs"  # the count of preference pairs
 OF_SOURCE: Final = "tokens/"  # with a source's name behind it, the count of its tokens
+# What a model takes of each kind of medium, under the names of transformers
+MODALITIES: Final[Mapping[str, str]] = MappingProxyType(
+    {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
+)
 
 
 class Origin(NamedTuple):
@@ -74,6 +79,7 @@ class StepStamp:
         index: This micro-batch's place in the window, 0-based.
         size: Micro-batches in the window.
         data_wait_s: Seconds this rank waited for the window.
+        media: The `MODALITIES` that the micro-batch of any data rank has at this place.
     """
 
     counts: Mapping[str, float]
@@ -81,6 +87,7 @@ class StepStamp:
     index: int
     size: int
     data_wait_s: float = 0.0
+    media: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,11 @@ class MicroBatch:
     def num_tokens(self) -> int:
         """Real tokens of the whole row: 0 for a micro-batch that only fills a window."""
         return self.bounds[-1] - self.num_padding if self.origins else 0
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """The kinds of media in it."""
+        return frozenset(kind for kind, name in MODALITIES.items() if name in self.media)
 
     @property
     def num_parts(self) -> int:

@@ -14,11 +14,12 @@ from omnilit.data.items import Fetched, ItemStream, Position, WindowLayout
 from omnilit.errors import ConfigError, DataError, OmniError
 from omnilit.logging import get_logger
 from omnilit.parallel.collectives import sum_or_raise
-from omnilit.types import MicroBatch, StepStamp, StepWindow
+from omnilit.types import MODALITIES, MicroBatch, StepStamp, StepWindow
 
 log = get_logger(__name__)
 NUM_TOKENS = "num_tokens"  # the name of real tokens among the sums of a window
 EXTRA = "extra/"  # in front of the names of `Fetched.counts`
+MEDIA = "media/"  # in front of a micro-batch's place in the window, and of a kind of media
 
 Reduce = Callable[[Mapping[str, float], BaseException | None], Mapping[str, float]]
 
@@ -175,17 +176,19 @@ class TrainLoader:
             began = time.perf_counter()
             window = self._fetch(fetched)
             waited = time.perf_counter() - began
-            sums = dict(self._reduce(_sum_counts(window), None))
+            sums = dict(self._reduce(_sum_counts(window, size), None))
             extra = {n.removeprefix(EXTRA): sums.pop(n) for n in list(sums) if n.startswith(EXTRA)}
             is_last = number == num_windows - 1
             self.items.commit(window, extra, start=start, is_last=is_last)
             num_tokens = int(sums.pop(NUM_TOKENS))
+            media = _take_media(sums)
             for index, one in enumerate(window):
                 if index == size - 1:
                     self.position = self.items.advance(start, num_items)
                     steps, items, epoch = self._epoch
                     self._epoch = EpochProgress(steps + 1, items + num_items, epoch)
-                stamp = StepStamp(sums, num_tokens, index, size, waited)
+                kinds = media.get(index, frozenset())
+                stamp = StepStamp(sums, num_tokens, index, size, waited, kinds)
                 yield replace(one.batch, stamp=stamp)
 
     def _fetch(self, fetched: Iterator[Fetched]) -> list[Fetched]:
@@ -194,7 +197,7 @@ class TrainLoader:
             return [next(fetched) for _ in range(self.layout.window_size)]
         except BaseException as error:
             if isinstance(error, Exception):  # what stops the process does not wait for others
-                self._reduce(_sum_counts([self.items.empty()]), error)
+                self._reduce(_sum_counts([self.items.empty()], self.layout.window_size), error)
             raise
 
     def _reduce(
@@ -232,10 +235,24 @@ class WholeWindows:
             yield StepWindow(window)
 
 
-def _sum_counts(window: Sequence[Fetched]) -> dict[str, float]:
+def _sum_counts(window: Sequence[Fetched], size: int) -> dict[str, float]:
+    """What the ranks add up, under the same names on each, also where a window is not whole."""
     sums: Counter[str] = Counter()
     for one in window:
         sums.update(one.batch.counts)
         sums.update({f"{EXTRA}{name}": value for name, value in one.counts.items()})
         sums[NUM_TOKENS] += one.batch.num_tokens
+    sums.update({f"{MEDIA}{index}/{kind}": 0 for index in range(size) for kind in MODALITIES})
+    for index, one in enumerate(window):
+        sums.update(f"{MEDIA}{index}/{kind}" for kind in one.batch.modalities)
     return {name: float(value) for name, value in sums.items()}
+
+
+def _take_media(sums: dict[str, float]) -> dict[int, frozenset[str]]:
+    """The kinds of media at each place of the window on any rank, taken out of the sums."""
+    found: dict[int, set[str]] = {}
+    for name in [name for name in sums if name.startswith(MEDIA)]:
+        index, kind = name.removeprefix(MEDIA).split("/")
+        if sums.pop(name):
+            found.setdefault(int(index), set()).add(kind)
+    return {index: frozenset(kinds) for index, kinds in found.items()}

@@ -201,6 +201,17 @@ def test_stamps_hold_the_sums_of_the_window_over_ranks_reduced_once():
         assert all(set(s.counts) == {"tokens"} for s in stamps)
 
 
+def test_stamps_say_which_media_any_rank_has_at_each_place_of_the_window():
+    def reduce(values: Mapping[str, float], error: BaseException | None) -> Mapping[str, float]:
+        assert error is None
+        return {name: value + (name == "media/1/video") for name, value in values.items()}
+
+    loader = _loader(window=3)
+    loader.reduce_counts = reduce
+    found = [batch.stamp.media for batch in islice(loader, 3) if batch.stamp is not None]
+    assert found == [frozenset(), {"video"}, frozenset()]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([(1, 1), (1, 4), (2, 2), (4, 1), (3, 2)]),
