@@ -12,31 +12,22 @@ from typing_extensions import override
 
 from omnilit.config import DataloaderConfig, TrainingArguments
 from omnilit.config.data import micro_batch_tokens
-from omnilit.data.batches import WorkerSettings
-from omnilit.data.cache import TokenDataset, open_prepared
-from omnilit.data.collate import COLLATORS, CollateSettings
+from omnilit.data.collate import COLLATORS
 from omnilit.data.encode import Encoder, decode_spans
-from omnilit.data.epochs import EpochLength, EpochSteps
+from omnilit.data.epochs import EpochSteps
 from omnilit.data.evaluation import EvalLoader
-from omnilit.data.items import ItemStream, WindowLayout
-from omnilit.data.mixing import MixedSamples, MixOrder
-from omnilit.data.multisource import Mixture, SourceSpec
-from omnilit.data.packing import PlanSettings
 from omnilit.data.planned import PlannedItems
-from omnilit.data.prepare import PreparedInfo, PrepareRequest, cache_key, prepare
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
-from omnilit.data.streams.state import StreamSettings
-from omnilit.data.streams.stream import StreamData, StreamedItems, count_shards
 from omnilit.data.templates import ChatTemplate, select_template
 from omnilit.data.transforms import TransformSettings, build_transform
-from omnilit.data.warmup import BudgetSchedule
 from omnilit.data.window import TrainLoader, WholeWindows
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.base import OmniModule
-from omnilit.modules.data_requests import find_mixture, prepare_requests, read_text_keys
-from omnilit.parallel.collectives import run_on_first, sum_or_raise
+from omnilit.modules.data_requests import read_text_keys
+from omnilit.modules.loaders import LoaderFactory, LoaderSettings
+from omnilit.modules.preparation import Preparation
 from omnilit.parallel.mesh import Topology
 
 log = get_logger(__name__)
@@ -111,18 +102,8 @@ class OmniDataModule(LightningDataModule):
         refuse_unavailable(train, "train")
         self.paths = {"train": train_path, "eval": eval_path}
         self.train_size = train_size
-        self.train_sample = train_sample
-        self.datasets_type = datasets_type
-        self.source_name = source_name
-        self.silent_exception = silent_exception
-        self.max_bad_fraction = max_bad_fraction
-        self.dataloader_config = dataloader
         self.train_arguments = train
-        self.budget = micro_batch_tokens(train.micro_batch_size, max_seq_len, data_type)
         self.max_seq_len = max_seq_len
-        self.dyn_bsz_buffer_size = dyn_bsz_buffer_size
-        # in plain Python a value counts as given where it differs from its default
-        self.is_buffer_size_given = dyn_bsz_buffer_size != 200
         self.transform = TransformSettings(
             data_type=data_type,
             text_keys=read_text_keys(text_keys),
@@ -132,12 +113,30 @@ class OmniDataModule(LightningDataModule):
             truncation_side=truncation_side,
             transform=transform,
         )
-        self.collator = None if collator is None else COLLATORS.load(collator)
+        epoch_size = train_size
+        if not train.dyn_bsz:
+            epoch_size = train_sample if datasets_type == "iterable" else None
+        self._settings = LoaderSettings(
+            train,
+            dataloader,
+            budget=micro_batch_tokens(train.micro_batch_size, max_seq_len, data_type),
+            epoch_size=epoch_size,
+            buffer_size=dyn_bsz_buffer_size,
+            # in plain Python a value counts as given where it differs from its default
+            is_buffer_size_given=dyn_bsz_buffer_size != 200,
+            collator=None if collator is None else COLLATORS.load(collator),
+        )
+        self._preparation = Preparation(
+            self.paths,
+            self.transform,
+            datasets_type,
+            source_name,
+            silent_exception=silent_exception,
+            max_bad_fraction=max_bad_fraction,
+            on_bad=self._quarantine,
+        )
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
-        self._info: dict[str, PreparedInfo] = {}
-        self._datasets: dict[str, list[TokenDataset]] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._workers = WorkerSettings()
         self._quarantined = Quarantine(Path(train.checkpoint.output_dir) / FILE)
 
     @override
@@ -147,12 +146,13 @@ class OmniDataModule(LightningDataModule):
         topology = module.topology
         is_first = topology.data_rank == 0 and topology.is_first_of_data
         check_positions(self.max_seq_len, module.model_config, is_loud=is_first)
-        self._workers = self._choose_workers(module.topology)
+        factory = LoaderFactory(self._settings, self._preparation, topology, self._tokenizer)
         if stage == "fit" and "train" not in self._loaders:
-            accumulation = self._set_accumulation(module.topology)
-            self._loaders["train"] = self._train_loader(module.topology, accumulation)
+            accumulation = self._set_accumulation(topology)
+            self._log_pinning(topology)
+            self._loaders["train"] = factory.train_loader(accumulation)
         if self.paths["eval"] and "eval" not in self._loaders:
-            self._loaders["eval"] = self._eval_loader(module.topology)
+            self._loaders["eval"] = factory.eval_loader()
         if (template := self._find_template()) is not None:
             # what is exported asks its questions as training did
             self._tokenizer.chat_template = template.jinja
@@ -220,7 +220,7 @@ class OmniDataModule(LightningDataModule):
             "num_bad",
         )
         rows: list[tuple[object, ...]] = [
-            (name, *(info[key] for key in names)) for name, info in self._info.items()
+            (name, *(info[key] for key in names)) for name, info in self._preparation.infos.items()
         ]
         return header, rows
 
@@ -282,152 +282,6 @@ class OmniDataModule(LightningDataModule):
     def _is_pipelined(self) -> bool:
         return self._module.topology.stages is not None
 
-    def _train_loader(self, topology: Topology, accumulation: int) -> TrainLoader:
-        train = self.train_arguments
-        layout = WindowLayout(topology.data_rank, topology.data_size, accumulation)
-        open_items = self._streamed if self.datasets_type == "iterable" else self._planned
-        size = self.train_size
-        if not train.dyn_bsz:
-            size = self.train_sample if self.datasets_type == "iterable" else None
-        ratio = train.bsz_warmup_ratio
-        epochs = EpochLength(size, train.max_steps, ratio)
-        budget = BudgetSchedule(self.budget)
-        loader = TrainLoader(
-            open_items(layout, budget),
-            layout=layout,
-            epochs=epochs,
-            reduce_counts=_Reducer(topology),
-        )
-        if ratio:
-            steps = int(loader.count_windows(train.num_train_epochs) * ratio)
-            init = train.bsz_warmup_init_mbtoken
-            warming = BudgetSchedule(self.budget, init, steps, layout.num_items)
-            loader.items = open_items(layout, warming)
-        return loader
-
-    def _planned(self, layout: WindowLayout, budget: BudgetSchedule) -> ItemStream:
-        """Items of data that was tokenised before."""
-        mixture = self._mixture()
-        datasets = self._prepare("train", mixture)
-        train = self.train_arguments
-        settings = PlanSettings(
-            train.seed,
-            budget,
-            self.dyn_bsz_buffer_size if self.is_buffer_size_given else None,
-            None if train.dyn_bsz else train.micro_batch_size,
-            drop_last=not train.dyn_bsz and self.dataloader_config.drop_last,
-        )
-        data, order = datasets[0], None
-        if mixture is not None:
-            data = MixedSamples(datasets, mixture.names)
-            order = MixOrder.of(mixture, [d.lengths for d in datasets], seed=train.seed)
-        keys = [dataset.path.name for dataset in datasets]
-        return PlannedItems(
-            data,
-            settings,
-            workers=self._workers,
-            fingerprint=f"{keys} {order}",
-            num_items=layout.num_items,
-            collate=self._collate(has_weights=any(d.has_weights for d in datasets)),
-            order=order,
-        )
-
-    def _streamed(self, layout: WindowLayout, budget: BudgetSchedule) -> ItemStream:
-        """Items of data that is tokenised while it is trained on."""
-        assert self._tokenizer is not None
-        mixture = self._mixture() or Mixture((self._only_source("train"),))
-        requests = self._requests("train", mixture)
-        transform = build_transform(self.transform, self._tokenizer)
-        train = self.train_arguments
-        files = tuple(request.files for request in requests)
-        nothing_read = PrepareRequest((), self.transform, Path())
-        settings = StreamSettings(
-            train.seed,
-            budget,
-            count_shards(files),
-            self.dyn_bsz_buffer_size,
-            None if train.dyn_bsz else train.micro_batch_size,
-            drop_last=not train.dyn_bsz and self.dataloader_config.drop_last,
-            is_silent=self.silent_exception,
-        )
-        return StreamedItems(
-            StreamData(
-                mixture, files, transform, cache_key(nothing_read, transform, self._tokenizer)
-            ),
-            settings,
-            workers=self._workers,
-            # weights may come with any record
-            collate=self._collate(
-                has_weights=self.transform.data_type in ("conversation", "dpo")
-                or self.transform.transform is not None
-            ),
-            max_bad_fraction=self.max_bad_fraction,
-            on_bad=self._quarantine,
-        )
-
-    def _eval_loader(self, topology: Topology) -> EvalLoader:
-        (dataset,) = self._prepare("eval", None)
-        return EvalLoader(
-            dataset,
-            budget=self.budget,
-            layout=WindowLayout(topology.data_rank, topology.data_size, 1),
-            workers=self._workers,
-            settings=self._settings(has_weights=dataset.has_weights),
-        )
-
-    def _collate(self, *, has_weights: bool) -> CollateSettings:
-        mixture = self._mixture()
-        names = mixture.names if mixture else (self.source_name,) if self.source_name else ()
-        return self._settings(has_weights=has_weights, sources=names)
-
-    def _settings(self, *, has_weights: bool, sources: tuple[str, ...] = ()) -> CollateSettings:
-        has_pairs = self.transform.data_type == "dpo"
-        return CollateSettings(self._pad_to, sources, has_weights, self.collator, has_pairs)
-
-    @property
-    def _pad_to(self) -> int | None:
-        """Tokens that every micro-batch is filled to: in a pipeline all are of one shape."""
-        is_filled = self.train_arguments.pad_to_length or self._is_pipelined
-        return self.budget if is_filled else None
-
-    def _mixture(self) -> Mixture | None:
-        path = self.paths["train"]
-        assert path is not None
-        return find_mixture(path, key="data.train_path")
-
-    def _only_source(self, name: str) -> SourceSpec:
-        path = self.paths[name]
-        assert path is not None
-        return SourceSpec((self.source_name if name == "train" else None) or name, path)
-
-    def _requests(self, name: str, mixture: Mixture | None) -> list[PrepareRequest]:
-        return prepare_requests(
-            mixture.sources if mixture else (self._only_source(name),),
-            self.transform,
-            key=f"data.{name}_path",
-            mixture_file=self.paths["train"] if name == "train" and self._mixture() else None,
-            datasets_type=self.datasets_type,
-            silent_exception=self.silent_exception,
-            max_bad_fraction=self.max_bad_fraction,
-        )
-
-    def _prepare(self, name: str, mixture: Mixture | None) -> list[TokenDataset]:
-        """Tokenise on rank 0 only, into a cache on a file system that all ranks share."""
-        if name in self._datasets:
-            return self._datasets[name]
-        assert self._tokenizer is not None
-        tokenizer = self._tokenizer
-
-        def prepare_all() -> list[PreparedInfo]:
-            requests = self._requests(name, mixture)
-            return [prepare(one, tokenizer, on_bad=self._quarantine) for one in requests]
-
-        infos = run_on_first(prepare_all, name=f"prepare/{name}")
-        self._info |= {_part_name(name, info["source"]): info for info in infos}
-        found = [open_prepared(info["path"], info["source"], info["files"]) for info in infos]
-        self._datasets[name] = found
-        return found
-
     def _quarantine(self, bad: Sequence[BadRecord]) -> None:
         """Write down what was skipped."""
         if not self._module.topology.is_first_of_data:
@@ -435,35 +289,9 @@ class OmniDataModule(LightningDataModule):
         if bad and (num_new := self._quarantined.add(bad)):
             log.warning("skipped %d bad records: %s", num_new, self._quarantined.file)
 
-    def _choose_workers(self, topology: Topology) -> WorkerSettings:
-        config = self.dataloader_config
-        is_pinned = config.pin_memory and topology.device.type != "cpu"
-        if config.pin_memory and not is_pinned:
+    def _log_pinning(self, topology: Topology) -> None:
+        if self._settings.dataloader.pin_memory and topology.device.type == "cpu":
             log.info("data.dataloader.pin_memory: off, there is no accelerator")
-        return WorkerSettings(config.num_workers, config.prefetch_factor, is_pinned)
-
-
-def _part_name(name: str, source: str) -> str:
-    """What a source of the training or evaluation data is called in the table."""
-    return name if source == name else f"{name}/{source}"
-
-
-class _Reducer:
-    """Sums a window's counts over the data ranks, or raises on every rank of the run.
-
-    Ranks that read the same data count it once; an error of any of them stops them all.
-    """
-
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
-
-    def __call__(
-        self, counts: Mapping[str, float], error: BaseException | None
-    ) -> Mapping[str, float]:
-        topology = self._topology
-        if not topology.is_first_of_data:
-            counts = dict.fromkeys(counts, 0.0)
-        return sum_or_raise(counts, error, device=topology.device)
 
 
 def check_positions(max_seq_len: int, config: PretrainedConfig, *, is_loud: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from omnilit.data.quarantine import read_quarantine
 from omnilit.errors import DataError
-from omnilit.modules.datamodule import _Reducer
+from omnilit.modules.loaders import CountReducer
 from omnilit.parallel.mesh import ParallelSizes, Topology
 from omnilit.testing import run_ranks
 from omnilit.types import StepResult
@@ -91,7 +91,7 @@ def reduce_with_error() -> str:
     topology = Topology.build(ParallelSizes(ulysses_size=2).resolve(2), torch.device("cpu"))
     error = DataError(problem="gone", fix="look") if topology.sequence_rank == 1 else None
     try:
-        _Reducer(topology)({"tokens": 3.0}, error)
+        CountReducer(topology)({"tokens": 3.0}, error)
     except DataError as caught:
         return str(caught)
     return "nothing"

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from omnilit.models import attention, tensor_parallel
 from omnilit.models import sequence as model_sequence
 from omnilit.models.places import is_experts
-from omnilit.modules import base, datamodule, pipelined
+from omnilit.modules import base, loaders, pipelined
 from omnilit.parallel import grad_norm, sequence
 from omnilit.parallel.fsdp import set_gradient_sync
 from tests.helpers.layouts import ALONE, DDP_2, FSDP, Layout
@@ -38,7 +38,7 @@ def local_counts() -> Iterator[None]:
         return counts
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule._Reducer, "__call__", own)
+        patch.setattr(loaders.CountReducer, "__call__", own)
         yield
 
 
