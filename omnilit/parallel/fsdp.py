@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -124,6 +125,25 @@ def shard_experts(
         _sum_gradients(module, mesh)
 
 
+class InPlaceReduction:
+    """The reduce-scatter of one rank, which exchanges nothing: what goes in is what comes out.
+
+    FSDP2 asks for a buffer to collect a unit's gradients in and for one of the result, and, where
+    the group has one rank, copies the one to the other. Given the same twice, it copies nothing.
+    """
+
+    def __init__(self) -> None:
+        self._lent: Tensor | None = None  # between the two requests for one unit's gradients
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer, or the one of the last call where that has not been given twice."""
+        lent, self._lent = self._lent, None
+        if lent is not None and (lent.shape, lent.dtype) == (torch.Size(size), dtype):
+            return lent
+        self._lent = torch.empty(*size, dtype=dtype, device=device)
+        return self._lent
+
+
 def _storage(mesh: DeviceMesh, *, offload: bool) -> OffloadPolicy:
     # Pinned memory is what an accelerator copies from while it computes; without one there is none
     is_pinned = mesh.device_type != "cpu"
@@ -134,6 +154,8 @@ def _sum_gradients(module: nn.Module, mesh: DeviceMesh) -> None:
     unit = cast("FSDPModule", module)
     if mesh.size() > 1:  # one rank has nothing to divide by, and would divide by 1.0 in earnest
         unit.set_gradient_divide_factor(1.0)
+    else:
+        unit.set_custom_reduce_scatter(cast("Any", InPlaceReduction()))
     unit.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnilit.parallel.fsdp import set_gradient_sync, set_resharding, shard_model
 from omnilit.parallel.grad_norm import _sum_over, clip_gradients, group_norms, total_norm
@@ -57,6 +58,34 @@ def test_gradients_are_the_sum_over_ranks_and_micro_batches(num_ranks, tmp_path)
         assert norm == after == pytest.approx(expected.item(), rel=1e-6)
         for found, parameter in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(found, parameter.grad)
+
+
+def copies_of_gradients():
+    """Elements that one backward pass copies from tensor to tensor, of the same size or larger."""
+    model = build()
+    mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("dp_shard",))
+    policy = MixedPrecisionPolicy()
+    shard_model(model, units=[], mesh=mesh, policy=policy, reshard_after_forward=False)
+    loss = model(inputs(0, 0)).square().sum()
+    with CountCopies() as copies:
+        loss.backward()
+    return copies.numel, sum(parameter.numel() for parameter in model.parameters())
+
+
+class CountCopies(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.copy_.default and args[0] is not args[1]:
+            self.numel += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_rank_copies_no_gradient_to_itself(tmp_path):
+    [(numel, num_parameters)] = run_ranks(copies_of_gradients, 1, tmp_path=tmp_path)
+    assert numel < num_parameters
 
 
 def test_clipping_scales_the_joined_norm_down_to_the_limit(tmp_path):
