@@ -160,7 +160,7 @@ class _Chunked(torch.autograd.Function):
         if parts is not None:
             norms, picked = parts.join(norms, picked)
         ctx.save_for_backward(hidden_RD, weight_VD, targets_R, is_ignored, bias_V, norms, kept)
-        ctx.softcap, ctx.num_rows, ctx.parts = softcap, num_rows, parts
+        ctx.softcap, ctx.num_rows, ctx.parts, ctx.is_used_up = softcap, num_rows, parts, False
         return (norms - picked).masked_fill_(is_ignored, 0.0)
 
     @staticmethod
@@ -171,12 +171,17 @@ class _Chunked(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if has_bias else None
 
         def read(rows: slice) -> Tensor:
-            logits = linear(hidden_RD[rows], weight_VD, bias_V) if kept is None else kept
+            if kept is None or ctx.is_used_up:
+                logits = linear(hidden_RD[rows], weight_VD, bias_V)
+            else:
+                logits = kept.data
             given = norm_R[rows], targets_R[rows], grad_R[rows]
-            return _grad_logits(logits, *given, softcap=ctx.softcap, grad_bias=grad_bias)
+            _grad_logits(logits, *given, softcap=ctx.softcap, grad_bias=grad_bias)
+            return logits
 
         if kept is not None:
             grad = read(slice(None))
+            ctx.is_used_up = True  # a second backward computes them again
             grad_hidden = grad @ weight_VD
             grad_weight = grad.t() @ hidden_RD if is_trained else None
             return _results(ctx, grad_hidden, grad_weight, _like(grad_bias, bias_V))
@@ -227,12 +232,13 @@ def _grad_logits(
     *,
     softcap: float | None,
     grad_bias: Tensor | None,
-) -> Tensor:
-    """The gradient of a chunk's logits, like them; that of the bias is added to `grad_bias`."""
-    result = torch.empty_like(logits)
+) -> None:
+    """Put a chunk's logits' gradient in their place; that of the bias is added to `grad_bias`."""
+    is_final = logits.dtype == torch.float32 and softcap is None
     for rows in _blocks(logits):
         wide = _cap(logits[rows].float(), softcap)
-        grad = (wide - norms[rows, None]).exp_()
+        shifted = wide.sub_ if is_final else wide.sub  # a cap wants the logits once more
+        grad = shifted(norms[rows, None]).exp_()
         place, is_here = _locate(targets[rows], wide.shape[1])
         grad.scatter_add_(1, place, -is_here.to(grad.dtype))
         grad *= grads[rows, None]
@@ -240,8 +246,8 @@ def _grad_logits(
             grad *= 1 - (wide / softcap) ** 2
         if grad_bias is not None:
             grad_bias += grad.sum(0)
-        result[rows] = grad
-    return result
+        if not is_final:
+            logits[rows] = grad
 
 
 def _add_product(total_VD: Tensor, grad_RV: Tensor, hidden_RD: Tensor) -> None:
