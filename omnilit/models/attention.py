@@ -21,6 +21,7 @@ from omnilit.models.blocks import decoder_blocks
 from omnilit.models.calls import CallCounter
 from omnilit.models.delta_form import is_delta_net, unbindable_reason
 from omnilit.models.layer_mask import CHUNKED, LayerMask
+from omnilit.models.towers import language_part
 
 FIELD: Final = "attn_implementation"
 BOUNDARY: Final = "packed attention runs one kernel a segment, between compiled parts"
@@ -113,7 +114,8 @@ def bind_attention(
     """Route every attention module of this instance through packed attention over `kernel`.
 
     transformers has no mask builder for our name, so it builds no mask at all; the bounds reach
-    `packed_attention` through the keyword arguments of the model's forward.
+    `packed_attention` through the keyword arguments of the model's forward. Towers beside the
+    language model keep transformers' own attention, which sees one image at a time.
 
     Args:
         model: Only this instance is changed.
@@ -127,15 +129,16 @@ def bind_attention(
     Raises:
         ConfigError: The model mixes tokens in a way that packing would break.
     """
-    modules = [module for module in model.modules() if is_attention(module)]
+    language = language_part(model)
+    modules = [module for module in language.modules() if is_attention(module)]
     refuse_unpackable(model, modules)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, packed_attention)
-    model.set_attn_implementation(_NAME)
+    language.set_attn_implementation(_NAME)
     for module in modules:
         mask = LayerMask.of(module)
         assert mask is not None, "checked with what cannot be packed"
         setattr(module, _ATTRIBUTE, ModuleAttention(kernel, counter, run, mask))
-    for block in decoder_blocks(model):
+    for block in decoder_blocks(language):
         if not _hands_on(block):
             run.listen(block)
     model.register_forward_pre_hook(_refuse_padding, with_kwargs=True)
@@ -221,9 +224,10 @@ def refuse_unpackable(model: PreTrainedModel, modules: Sequence[nn.Module]) -> N
 
 
 def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) -> Iterator[str]:
-    delta_nets = [module for module in model.modules() if is_delta_net(module)]
+    language = language_part(model)
+    delta_nets = [module for module in language.modules() if is_delta_net(module)]
     yield from filter(None, map(unbindable_reason, delta_nets))
-    layers: list[str] = list(getattr(model.config, "layer_types", None) or ())
+    layers: list[str] = list(getattr(language.config, "layer_types", None) or ())
     is_covered = 0 < layers.count(_DELTA_LAYER) == len(delta_nets)
     others = set(layers) - _PACKABLE_LAYERS - ({_DELTA_LAYER} if is_covered else set())
     if getattr(model, "_is_stateful", False) and not is_covered:
@@ -240,7 +244,7 @@ def _unpackable_reasons(model: PreTrainedModel, modules: Sequence[nn.Module]) ->
             "next"
         )
     inside = {part for net in delta_nets for part in net.modules()}
-    for name, module in model.named_modules():
+    for name, module in language.named_modules():
         if isinstance(module, nn.Conv1d) and module not in inside:
             yield f"{name} convolves along the sequence"
     for module in modules:

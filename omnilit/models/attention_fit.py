@@ -8,15 +8,17 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from omnilit.errors import KernelError
 from omnilit.kernels.attention_limits import Demand, shortcomings
 from omnilit.kernels.resolve import Choice, KernelSet
 from omnilit.kernels.slots import SLOTS
 from omnilit.models.attention import FIELD, is_attention
+from omnilit.models.towers import language_part
 
 
-def fit_attention(model: nn.Module, kernels: KernelSet) -> KernelSet:
+def fit_attention(model: PreTrainedModel, kernels: KernelSet) -> KernelSet:
     """The same kernels, with `sdpa` for attention where `auto` chose what this model cannot use.
 
     Args:
@@ -28,7 +30,7 @@ def fit_attention(model: nn.Module, kernels: KernelSet) -> KernelSet:
             model asks.
     """
     choice = kernels.choices[FIELD]
-    modules = [module for module in model.modules() if is_attention(module)]
+    modules = [module for module in language_part(model).modules() if is_attention(module)]
     reasons = list(
         dict.fromkeys(
             reason

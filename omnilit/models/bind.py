@@ -19,6 +19,7 @@ from omnilit.kernels.slots import SLOTS
 from omnilit.models import attention, attention_fit, delta_net, head, places
 from omnilit.models import balance as router_balance
 from omnilit.models.calls import CallCounter
+from omnilit.models.media import MediaFeed
 from omnilit.models.namespaces import copy_space, own_forward, rebuild_forward
 from omnilit.types import MicroBatch
 
@@ -58,6 +59,7 @@ class Binding:
         balance: The router's balance loss, where the model's configuration asks for it.
         table: One row a slot.
         counter: What the bound kernels count their calls in.
+        media: Gives the model images, videos and sounds, where it takes such.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class Binding:
         balance: router_balance.RouterBalance | None,
         table: Sequence[Row],
         counter: CallCounter,
+        media: MediaFeed | None = None,
     ) -> None:
         self.head = head
         self.balance = balance
+        self.media = media
         self.table = tuple(table)
         self._counter = counter
 
@@ -153,7 +157,9 @@ class Binding:
         self._counter.stop()
 
 
-def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
+def bind_kernels(
+    model: PreTrainedModel, kernels: KernelSet, *, takes_media: bool = False
+) -> Binding:
     """Bind every slot of `kernels` that `model` has a place for.
 
     Call it before parallelism, recompute and compilation, which capture what is bound here. The
@@ -162,9 +168,11 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
     Args:
         model: Only this instance is changed; on any device, meta included.
         kernels: From `resolve_kernels`.
+        takes_media: Rows hold images, videos or sounds beside tokens.
 
     Raises:
-        ConfigError: The model cannot be packed, or its head cannot compute the loss.
+        ConfigError: The model cannot be packed, takes no media in such rows, or its head cannot
+            compute the loss.
         KernelError: A backend that was given by name has no place in this model, or cannot do what
             its attention asks.
     """
@@ -173,7 +181,10 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
     found = {field: find(model) for field, find in _FINDERS.items()}
     _refuse_placeless(model, kernels, found)
     num_attention = attention.bind_attention(model, kernels.kernel(attention.FIELD), counter, run)
-    loss = head.HeadLoss.bind(model, kernels.kernel(head.FIELD), counter=counter, run=run)
+    media = MediaFeed(model) if takes_media else None
+    loss = head.HeadLoss.bind(
+        model, kernels.kernel(head.FIELD), counter=counter, run=run, media=media
+    )
     balance = None
     if found[_BALANCE]:
         kernel = kernels.kernel(_BALANCE)
@@ -199,7 +210,7 @@ def bind_kernels(model: PreTrainedModel, kernels: KernelSet) -> Binding:
         table.append(Row(field, choice.backend, number, is_bound, choice.why))
     if found[_MOE] and kernels.choices[_MOE].backend == "eager":
         model.set_experts_implementation("eager")
-    return Binding(head=loss, balance=balance, table=table, counter=counter)
+    return Binding(head=loss, balance=balance, table=table, counter=counter, media=media)
 
 
 def _what_runs(row: Row) -> str:

@@ -14,6 +14,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from omnilit.errors import ConfigError, suggest
+from omnilit.models.architecture import has_towers, name_of
 from omnilit.models.gpu_packages import without_fla
 
 CONFIG_KEY = "model.config_path"
@@ -106,7 +108,7 @@ def _check_config_file(path: Path, key: str, *, trust_remote_code: bool) -> None
 def build_meta(
     config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Build the causal language model of `config` without any memory for its weights.
+    """Build the model that `config` names without any memory for its weights.
 
     Args:
         config: Not changed: the model gets a deep copy, so two models never share one.
@@ -114,7 +116,8 @@ def build_meta(
         trust_remote_code: Whether Python code beside the configuration may run.
 
     Raises:
-        ConfigError: transformers has no causal language model for this configuration.
+        ConfigError: transformers has no causal language model for this configuration, and it names
+            no class that has towers beside one.
     """
     return build_on("meta", config, dtype=dtype, trust_remote_code=trust_remote_code)
 
@@ -126,7 +129,7 @@ def build_on(
     dtype: torch.dtype,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Build the causal language model of `config` with memory of its own, but no values yet.
+    """Build the model that `config` names with memory of its own, but no values yet.
 
     Args:
         device: Where, as torch names it.
@@ -135,7 +138,8 @@ def build_on(
         trust_remote_code: Whether Python code beside the configuration may run.
 
     Raises:
-        ConfigError: transformers has no causal language model for this configuration.
+        ConfigError: transformers has no causal language model for this configuration, and it names
+            no class that has towers beside one.
     """
     with without_fla():
         return _build(device, config, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -144,17 +148,19 @@ def build_on(
 def _build(
     device: str, config: PreTrainedConfig, *, dtype: torch.dtype, trust_remote_code: bool
 ) -> PreTrainedModel:
+    kind = AutoModelForImageTextToText if has_towers(config) else AutoModelForCausalLM
     has_code = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not has_code:
-        names = ", ".join(config.architectures or []) or type(config).__name__
+    is_language_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or has_code
+    if kind is AutoModelForCausalLM and not is_language_model:
         raise ConfigError(
             key=CONFIG_KEY,
-            problem=f"{names} ({config.model_type}) is not a causal language model",
-            fix="choose a model whose architecture ends in ForCausalLM",
+            problem=f"{name_of(config)} is not a causal language model",
+            fix="choose a model whose architecture ends in ForCausalLM, or train one that takes "
+            "images beside text with model.class_path: VLMModule",
         )
     # values that would be overwritten are not drawn; on meta transformers draws none anyway
     with torch.device(device), nullcontext() if device == "meta" else no_init_weights():
-        model = AutoModelForCausalLM.from_config(
+        model = kind.from_config(
             copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
         )
     model.tie_weights(recompute_mapping=False)  # what transformers does once it has drawn values

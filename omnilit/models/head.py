@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -19,6 +19,7 @@ from omnilit.kernels.cross_entropy import HeadKernel, chunk_loss
 from omnilit.models.attention import BOUNDS, PackedRun, Segments
 from omnilit.models.calls import CallCounter
 from omnilit.models.head_form import HeadForm, read_head
+from omnilit.models.media import MediaFeed
 from omnilit.parallel.local import local_part
 from omnilit.parallel.vocabulary import VocabularyShards
 from omnilit.types import IGNORE, MicroBatch
@@ -51,6 +52,7 @@ class HeadLoss:
         form: What the model does to its logits; done here in its place.
         counter: Counts the kernel's calls until the first step is checked.
         run: Where packed rows are announced to the model's attention.
+        media: Gives the model what its rows have beside tokens, where it takes such.
     """
 
     def __init__(
@@ -60,11 +62,14 @@ class HeadLoss:
         form: HeadForm,
         counter: CallCounter,
         run: PackedRun,
+        media: MediaFeed | None = None,
     ) -> None:
         self._kernel = kernel
         self._form = form
         self._counter = counter
         self._run = run
+        self._media = media
+        self._positions: Tensor | None = None
         self._targets: Tensor | None = None
         self._softcap: float | None = None
         self._factor = 1.0
@@ -72,7 +77,13 @@ class HeadLoss:
 
     @classmethod
     def bind(
-        cls, model: PreTrainedModel, kernel: HeadKernel, *, counter: CallCounter, run: PackedRun
+        cls,
+        model: PreTrainedModel,
+        kernel: HeadKernel,
+        *,
+        counter: CallCounter,
+        run: PackedRun,
+        media: MediaFeed | None = None,
     ) -> HeadLoss:
         """Replace the forward of this instance's head, and of no other.
 
@@ -90,7 +101,8 @@ class HeadLoss:
                 fix="choose an architecture with a plain lm_head",
             )
         _check_coefficient(model)
-        loss = cls(kernel, form=read_head(model, name), counter=counter, run=run)
+        form = read_head(model, name, may_pick=media is not None)
+        loss = cls(kernel, form=form, counter=counter, run=run, media=media)
         loss._first_position = first_position(model)
 
         def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
@@ -111,10 +123,14 @@ class HeadLoss:
         """
         positions = (batch.labels[0] != IGNORE).nonzero()[:, 0]
         self._targets = batch.labels[0, positions]
+        if self._form.picks:
+            self._positions, kept = positions, {}
+        else:
+            kept = {"logits_to_keep": positions}
         try:
-            losses = self._call(model, batch, hidden, logits_to_keep=positions)
+            losses = self._call(model, batch, hidden, **kept)
         finally:
-            self._targets = None
+            self._targets = self._positions = None
         return ForwardOutput(losses.reshape(-1).float())  # output_dtype may have cast them
 
     def pass_on(
@@ -131,10 +147,11 @@ class HeadLoss:
         self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None, **more: Tensor
     ) -> Tensor:
         given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
-        with self._settings_taken(model), self._run.going_on():
+        given["position_ids"] = batch.position_ids + self._first_position
+        feeding = nullcontext({}) if self._media is None else self._media.feeding(batch)
+        with self._settings_taken(model), self._run.going_on(), feeding as fed:
             output = model(
-                **given,
-                position_ids=batch.position_ids + self._first_position,
+                **{**given, **fed},
                 **{BOUNDS: Segments(batch.bounds)},
                 use_cache=False,
                 **more,
@@ -163,6 +180,8 @@ class HeadLoss:
             kernel = partial(chunk_loss, parts=VocabularyShards.of(weight))
             weight = weight.to_local()
             bias = None if bias is None else local_part(bias)
+        if self._positions is not None:  # a model that would compute all logits
+            hidden = hidden[:, self._positions]
         self._counter.add(FIELD)
         if self._factor != 1.0:
             hidden, bias = hidden * self._factor, None if bias is None else bias * self._factor

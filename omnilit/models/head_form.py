@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from omnilit.errors import ConfigError
 
 _TEXT_CONFIG: Final = "get_text_config()"
+KEEP: Final = "logits_to_keep"
 _HARMLESS_METHODS: Final = frozenset({"float", "contiguous"})
 
 
@@ -76,12 +77,14 @@ class HeadForm:
         scale: What the logits are multiplied by, before the cap.
         is_divisor: They are divided by it instead.
         refusal: Why the head cannot compute the loss; empty where it can.
+        picks: The model gives its head the whole row, which is to pick from it.
     """
 
     softcap: Setting | None = None
     scale: Setting | None = None
     is_divisor: bool = False
     refusal: str = ""
+    picks: bool = False
 
     def factor(self, model: nn.Module) -> float:
         """What the logits are multiplied by."""
@@ -100,19 +103,20 @@ class HeadForm:
             yield
 
 
-def read_head(model: PreTrainedModel, head: str) -> HeadForm:
+def read_head(model: PreTrainedModel, head: str, *, may_pick: bool = False) -> HeadForm:
     """Classify the forward of `model`, whose output embeddings are called `head`.
 
     Args:
         model: On any device.
         head: A child of the model, or inside of one: modules on the way to it may work on the
             hidden states before it.
+        may_pick: Take a model whose forward has no `logits_to_keep`, too.
 
     Raises:
         ConfigError: Something other than a factor and a cap touches the logits; with the line.
     """
     child, *inside = head.split(".")
-    form = classify_forward(_forward_of(model), child)
+    form = classify_forward(_forward_of(model), child, may_pick=may_pick)
     wrapper = model
     for name, inner in pairwise([child, *inside]):
         wrapper = wrapper.get_submodule(name)
@@ -154,7 +158,7 @@ def refuse_wrapper(forward: ast.FunctionDef, inner: str) -> str:
     return f"what its {inner} gives is not simply returned"
 
 
-def classify_forward(forward: ast.FunctionDef, head: str) -> HeadForm:
+def classify_forward(forward: ast.FunctionDef, head: str, *, may_pick: bool = False) -> HeadForm:
     """Decide from the syntax of a `forward` whether `self.<head>` may yield losses.
 
     Allowed between head and loss: a factor that is a setting of the model or its configuration, a
@@ -162,8 +166,9 @@ def classify_forward(forward: ast.FunctionDef, head: str) -> HeadForm:
     whatever runs only with labels (which we never pass), and returning.
     """
     arguments = forward.args.args + forward.args.kwonlyargs
-    if "logits_to_keep" not in {argument.arg for argument in arguments}:
-        return HeadForm(refusal="its forward has no logits_to_keep")
+    picks = KEEP not in {argument.arg for argument in arguments}
+    if picks and not may_pick:
+        return HeadForm(refusal=f"its forward has no {KEEP}")
     assigned = [node for node in ast.walk(forward) if _is_head_call(_value_of(node), head)]
     calls = [node for node in ast.walk(forward) if _is_call_of(node, head)]
     if len(assigned) != 1 or len(calls) != 1:
@@ -174,7 +179,7 @@ def classify_forward(forward: ast.FunctionDef, head: str) -> HeadForm:
     target = assignment.targets[0]
     if not isinstance(target, ast.Name):
         return HeadForm(refusal=f"the output of its head goes to {ast.unparse(target)}")
-    return _classify_rest(forward, assignment, target.id)
+    return replace(_classify_rest(forward, assignment, target.id), picks=picks)
 
 
 def _classify_rest(forward: ast.FunctionDef, head: ast.Assign, logits: str) -> HeadForm:

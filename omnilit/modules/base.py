@@ -29,6 +29,7 @@ from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields
 from omnilit.logging import get_logger
+from omnilit.models.architecture import choose_language_model, choose_towers
 from omnilit.models.bind import Binding
 from omnilit.models.build import (
     check_tokenizer,
@@ -80,6 +81,7 @@ class OmniModule(LightningModule):
     """
 
     data_type: ClassVar[str | None] = None  # the only `data.data_type` that the task trains on
+    takes_media: ClassVar[bool] = False  # else a model's towers are left out, where it has any
 
     def __init__(
         self,
@@ -195,9 +197,11 @@ class OmniModule(LightningModule):
     def model_config(self) -> PretrainedConfig:
         """The model's configuration as its files say it; never changed by what is bound."""
         if self._model_config is None:
-            self._model_config = load_model_config(
+            config = load_model_config(
                 self.config_path, self.model_path, trust_remote_code=self.trust_remote_code
             )
+            (choose_towers if self.takes_media else choose_language_model)(config)
+            self._model_config = config
         return self._model_config
 
     @property

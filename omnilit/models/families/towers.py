@@ -1,0 +1,21 @@
+"""What transformers does not say of the towers of single families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+# Parts inside a tower that lead to the language model and are trained where the tower is frozen,
+# as paths from the base model. Of Qwen's vision models the merger is frozen with its tower.
+KEPT_PARTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "qwen2_5_omni_thinker": ("visual.merger", "audio_tower.proj"),
+        "qwen3_omni_moe_thinker": (
+            "visual.merger",
+            "visual.merger_list",
+            "audio_tower.proj1",
+            "audio_tower.proj2",
+        ),
+    }
+)

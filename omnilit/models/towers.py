@@ -1,0 +1,111 @@
+"""Where the parts of a model lie that see and hear, beside the one that reads and writes.
+
+transformers names them alike in all its models: `get_encoder` and `get_decoder` find them, and
+`get_image_features` of the base model runs them. What it does not say of a family stands in
+`models.families.towers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from omnilit.models.families.towers import KEPT_PARTS
+from omnilit.types import MODALITIES
+
+BACKBONE: Final = "backbone"
+PROJECTOR: Final = "projector"
+VISION: Final = "vision_tower"
+AUDIO: Final = "audio_tower"
+
+
+def features_name(kind: str) -> str:
+    """The method of a base model that turns one kind of media into embeddings."""
+    return f"get_{kind}_features"
+
+
+def base_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its head: what holds the towers, and runs them."""
+    base: Any = model.base_model
+    return base
+
+
+def media_kinds(model: PreTrainedModel) -> frozenset[str]:
+    """The kinds of media that a model takes; none for a language model."""
+    base = base_of(model)
+    return frozenset(kind for kind in MODALITIES if hasattr(base, features_name(kind)))
+
+
+def language_part(model: PreTrainedModel) -> PreTrainedModel:
+    """What reads and writes text: the decoder beside towers, else the whole model."""
+    return model.get_decoder() if media_kinds(model) else model
+
+
+@dataclass(frozen=True, slots=True)
+class Towers:
+    """The parts of a model by the names of their modules, each with a dot behind it.
+
+    Args:
+        vision: What makes features of pixels.
+        audio: What makes features of sounds.
+        projectors: What lies between towers and language model, outside of the towers.
+        kept: What lies between them inside of the towers, and is trained where they are frozen.
+    """
+
+    vision: tuple[str, ...]
+    audio: tuple[str, ...]
+    projectors: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Towers:
+        """Find the towers of a whole model.
+
+        Args:
+            model: As transformers built it.
+        """
+        base = base_of(model)
+        names: dict[nn.Module, str] = {m: f"{name}." for name, m in model.named_modules()}
+        kinds = media_kinds(model)
+        vision = _found(base, names, "image") if kinds & {"image", "video"} else ()
+        audio = _found(base, names, "audio") if "audio" in kinds else ()
+        decoder = names[model.get_decoder()]
+        known = (*vision, *audio, decoder)
+        beside = tuple(
+            names[child]
+            for child in base.children()
+            if names[child] not in known and any(True for _ in child.parameters())
+        )
+        inside = KEPT_PARTS.get(model.config.model_type, ())
+        kept = tuple(f"{names[base]}{part}." for part in inside)
+        return cls(vision, audio, beside if kinds else (), kept)
+
+    def part_of(self, name: str) -> str:
+        """The part that a parameter belongs to, by its full name."""
+        for part, prefixes in (
+            (VISION, self.vision),
+            (AUDIO, self.audio),
+            (PROJECTOR, self.projectors),
+        ):
+            if name.startswith(prefixes):
+                return part
+        return BACKBONE
+
+    def is_frozen(self, name: str, *, vision: bool, audio: bool) -> bool:
+        """Whether a parameter is not trained.
+
+        Args:
+            name: Its full name.
+            vision: The vision tower is frozen.
+            audio: The audio tower is frozen.
+        """
+        frozen = (self.vision if vision else ()) + (self.audio if audio else ())
+        return name.startswith(frozen) and not name.startswith(self.kept)
+
+
+def _found(base: PreTrainedModel, names: dict[nn.Module, str], kind: str) -> tuple[str, ...]:
+    encoder = base.get_encoder(kind)
+    return () if encoder is base else (names[encoder],)
