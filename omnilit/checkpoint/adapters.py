@@ -53,7 +53,7 @@ def export_adapters(
     def write(folder: Path) -> None:
         own = {name: t.to(dtype).contiguous() for name, t in plan.to_file(tensors).items()}
         save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
-        config = peft_config(plan.arguments, base=base)
+        config = peft_config(plan.arguments, base=base, is_classes=plan.is_classes)
         config.inference_mode = True
         config.save_pretrained(str(folder))
         _sort_names(folder / CONFIG)

@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.kernels import load_balancing
 from omnilit.kernels.slot import Kernel
 from omnilit.models.calls import CallCounter
+from omnilit.models.class_labels import is_classifier
 from omnilit.models.fit import ModelNumbers
 from omnilit.types import IGNORE, MicroBatch
 
@@ -159,6 +160,12 @@ class RouterBalance:
 
 
 def _makes_loss(model: PreTrainedModel) -> bool:
-    """Whether the model's own forward makes a balance loss; some families only hand logits out."""
-    code = inspect.unwrap(type(model).forward).__code__
+    """Whether the model's own forward makes a balance loss; some families only hand logits out.
+
+    Of a classifier that of its language model counts: what it says goes for the same layers.
+    """
+    kind: Any = type(model)
+    if is_classifier(model.config):
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), kind)
+    code = inspect.unwrap(kind.forward).__code__
     return "aux_loss" in code.co_varnames

@@ -19,6 +19,8 @@ from omnilit.kernels.slots import SLOTS
 from omnilit.models import attention, attention_fit, delta_net, head, places
 from omnilit.models import balance as router_balance
 from omnilit.models.calls import CallCounter
+from omnilit.models.class_head import ClassHead
+from omnilit.models.class_labels import is_classifier
 from omnilit.models.media import MediaFeed
 from omnilit.models.namespaces import copy_space, own_forward, rebuild_forward
 from omnilit.types import MicroBatch
@@ -55,7 +57,7 @@ class Binding:
     """The kernels on one model instance.
 
     Args:
-        head: Runs the model with its head as the loss.
+        head: Runs the model with its head as the loss, or on the tokens that it classifies.
         balance: The router's balance loss, where the model's configuration asks for it.
         table: One row a slot.
         counter: What the bound kernels count their calls in.
@@ -65,7 +67,7 @@ class Binding:
     def __init__(
         self,
         *,
-        head: head.HeadLoss,
+        head: head.HeadLoss | ClassHead,
         balance: router_balance.RouterBalance | None,
         table: Sequence[Row],
         counter: CallCounter,
@@ -182,8 +184,12 @@ def bind_kernels(
     _refuse_placeless(model, kernels, found)
     num_attention = attention.bind_attention(model, kernels.kernel(attention.FIELD), counter, run)
     media = MediaFeed(model) if takes_media else None
-    loss = head.HeadLoss.bind(
-        model, kernels.kernel(head.FIELD), counter=counter, run=run, media=media
+    runner = (
+        ClassHead.bind(model, run=run)
+        if is_classifier(model.config)
+        else head.HeadLoss.bind(
+            model, kernels.kernel(head.FIELD), counter=counter, run=run, media=media
+        )
     )
     balance = None
     if found[_BALANCE]:
@@ -196,8 +202,11 @@ def bind_kernels(
         )
     table = []
     for field, choice in kernels.choices.items():
-        if field in (attention.FIELD, head.FIELD):
-            number, is_bound = (num_attention if field == attention.FIELD else 1), True
+        if field == attention.FIELD:
+            number, is_bound = num_attention, True
+        elif field == head.FIELD:
+            number = int(isinstance(runner, head.HeadLoss))
+            is_bound = bool(number)
         elif field == _BALANCE:
             number, is_bound = len(found[_BALANCE]), balance is not None
         elif field in _DELTA_NET:
@@ -210,7 +219,7 @@ def bind_kernels(
         table.append(Row(field, choice.backend, number, is_bound, choice.why))
     if found[_MOE] and kernels.choices[_MOE].backend == "eager":
         model.set_experts_implementation("eager")
-    return Binding(head=loss, balance=balance, table=table, counter=counter, media=media)
+    return Binding(head=runner, balance=balance, table=table, counter=counter, media=media)
 
 
 def _what_runs(row: Row) -> str:
@@ -222,7 +231,8 @@ def _what_runs(row: Row) -> str:
 def _refuse_placeless(
     model: PreTrainedModel, kernels: KernelSet, found: dict[str, list[nn.Module]]
 ) -> None:
-    always = (attention.FIELD, head.FIELD)
+    # a classifier has few logits, and torch's own loss of them
+    always = (attention.FIELD, *([] if is_classifier(model.config) else [head.FIELD]))
     has = [SLOTS[field].name for field in SLOTS if field in always or found.get(field)]
     problems = [
         Problem(

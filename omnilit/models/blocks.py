@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from omnilit.errors import ConfigError, Problem, suggest
+from omnilit.models.heads import output_head
 
 BASIC: Final = "model.basic_modules"
 
@@ -62,7 +63,7 @@ def sharding_units(
     every = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
     users = Counter(map(id, every))  # a tied one comes as often as it has names
     before = _alone(model.get_input_embeddings(), nn.Embedding, users)
-    behind = _alone(model.get_output_embeddings(), nn.Linear, users)
+    behind = _alone(output_head(model), nn.Linear, users)
     modules = [*before, *decoder_blocks(model), *behind]
     if not leaves_rest:
         inside = {part for unit in modules for part in unit.modules()}

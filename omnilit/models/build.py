@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -25,9 +26,9 @@ from transformers.initialization import no_init_weights
 
 from omnilit.errors import ConfigError, suggest
 from omnilit.models.architecture import has_towers, name_of
+from omnilit.models.class_labels import CONFIG_KEY, is_classifier
 from omnilit.models.gpu_packages import without_fla
 
-CONFIG_KEY = "model.config_path"
 TOKENIZER_KEY = "model.tokenizer_path"
 
 
@@ -150,6 +151,8 @@ def _build(
 ) -> PreTrainedModel:
     kind = AutoModelForImageTextToText if has_towers(config) else AutoModelForCausalLM
     has_code = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    if is_classifier(config):
+        kind = AutoModelForSequenceClassification
     is_language_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or has_code
     if kind is AutoModelForCausalLM and not is_language_model:
         raise ConfigError(

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from omnilit.config.parallel_sizes import ACCELERATOR, ParallelSizes, describe
 from omnilit.errors import ConfigError, Problem
+from omnilit.models.class_labels import is_classifier
 from omnilit.models.families.tensor_plans import plan_of, why_unsplit
 
 # Configurations name the same thing differently; layers of one model may differ in it too
@@ -71,7 +72,7 @@ class ModelNumbers:
             experts=max(experts, default=0),
             hidden=getattr(text, "hidden_size", 0),
             vocab=getattr(text, "vocab_size", 0),
-            is_tied=bool(getattr(config, "tie_word_embeddings", False)),
+            is_tied=_has_tie(config),
             has_tp_plan=bool(split),
             is_attention_split=any(
                 ATTENTION.search(name) and style == BY_HEADS for name, style in split.items()
@@ -79,6 +80,11 @@ class ModelNumbers:
             has_ep_plan=bool(text.base_model_ep_plan),
             why_unsplit=why_unsplit(config),
         )
+
+
+def _has_tie(config: PreTrainedConfig) -> bool:
+    """Whether head and embedding are one matrix; a classifier's head is its own."""
+    return bool(getattr(config, "tie_word_embeddings", False)) and not is_classifier(config)
 
 
 def _numbers(config: PreTrainedConfig, names: Iterable[str]) -> tuple[int, ...]:

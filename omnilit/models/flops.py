@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from omnilit.models.attention import is_attention
 from omnilit.models.blocks import decoder_blocks
 from omnilit.models.delta_form import is_delta_net
+from omnilit.models.heads import output_head
 from omnilit.models.lora import AdapterPlan
 from omnilit.types import TOKENS, MicroBatch
 
@@ -145,7 +146,7 @@ def count_flops(model: PreTrainedModel) -> ModelFlops | None:
     Returns:
         None where a layer is of a kind that is not known here: better no number than a wrong one.
     """
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    head, decoder = output_head(model), model.get_decoder()
     blocks = decoder_blocks(decoder)
     if not isinstance(head, nn.Linear) or not blocks or not all(map(_has_attention, blocks)):
         return None
@@ -171,7 +172,7 @@ def count_adapter_flops(flops: ModelFlops, model: PreTrainedModel, plan: Adapter
         model: With nothing split.
         plan: What is adapted, and what is trained whole.
     """
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    head, decoder = output_head(model), model.get_decoder()
     whole = {model.get_submodule(name.rpartition(".")[0]) for name in plan.trained}
     trained = sum(_per_token(module, decoder.config) for module in whole if module is not head)
     num_chosen = getattr(decoder.config, "num_experts_per_tok", None) or 1

@@ -35,10 +35,12 @@ class ForwardOutput:
         token_losses: Negative log-likelihood of every supervised token, float32, in their order.
         balance: This rank's share of the router's balance loss, weighted by its coefficient and
             the micro-batch's supervised tokens, where the model's configuration asks for it.
+        class_logits: Of a classifier, of every sequence whose label is here, float32 [R, C].
     """
 
     token_losses: Tensor
     balance: Tensor | None = None
+    class_logits: Tensor | None = None
 
 
 class HeadLoss:
@@ -100,7 +102,7 @@ class HeadLoss:
                 f"{type(head).__name__}, not a linear layer",
                 fix="choose an architecture with a plain lm_head",
             )
-        _check_coefficient(model)
+        check_coefficient(model)
         form = read_head(model, name, may_pick=media is not None)
         loss = cls(kernel, form=form, counter=counter, run=run, media=media)
         loss._first_position = first_position(model)
@@ -211,7 +213,12 @@ def split_logits(hidden: Tensor, weight: DTensor, bias: Tensor | None) -> Tensor
     return spread.full_tensor()
 
 
-def _check_coefficient(model: PreTrainedModel) -> None:
+def check_coefficient(model: PreTrainedModel) -> None:
+    """Refuse a model that asks for the router's balance loss and does not say how much it weighs.
+
+    Raises:
+        ConfigError: It does so.
+    """
     config = model.config.get_text_config()
     has_aux = getattr(config, "output_router_logits", False)
     if has_aux and not hasattr(config, "router_aux_loss_coef"):

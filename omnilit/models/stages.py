@@ -15,7 +15,10 @@ from typing_extensions import override
 
 from omnilit.config.parallel_sizes import ACCELERATOR
 from omnilit.errors import ConfigError, Problem
+from omnilit.models.class_head import PADDING, LastPlace
+from omnilit.models.class_labels import is_classifier
 from omnilit.models.head_form import read_head
+from omnilit.models.heads import class_head_name
 from omnilit.models.weight_report import listed
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -53,6 +56,8 @@ class CutPlan:
         inner = f"{model.base_model_prefix}." if model.base_model is not model else ""
         base: Mapping[str, object] = model.config.get_text_config().base_model_pp_plan or {}
         own: Mapping[str, object] = model._pp_plan or {}  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        if is_classifier(model.config):  # whose own plan ends before its head
+            own = {**own, str(class_head_name(model)): None}
         names = list(dict.fromkeys([*(inner + name for name in base), *own]))
         modules = dict(model.named_modules())
         stacks = [name for name in names if isinstance(modules.get(name), nn.ModuleList)]
@@ -158,7 +163,8 @@ def keep_only(model: PreTrainedModel, plan: CutPlan, stages: Iterable[StageRange
         left += plan.first
     if not any(stage.is_last for stage in stages):
         left += plan.last[:-1]
-        model.set_submodule(plan.last[-1], _Handover(), strict=True)
+        handover = LastPlace() if is_classifier(model.config) else _Handover()
+        model.set_submodule(plan.last[-1], handover, strict=True)
     for name in left:
         model.set_submodule(name, PipelineIdentityLayer(), strict=True)
 
@@ -237,9 +243,12 @@ def check_cut(model: PreTrainedModel) -> None:
     positions = torch.arange(PROBE[1])[None]
     frame = copy.deepcopy(frame).to_empty(device="cpu")  # tables of positions are all that is left
     frame.config.get_text_config().output_router_logits = False  # without layers there are none
-    form = read_head(model, plan.last[-1])
+    if is_classifier(model.config):
+        alone = PADDING.replaced(frame, None)
+    else:
+        alone = read_head(model, plan.last[-1]).taken_out(frame)
     try:
-        with torch.no_grad(), form.taken_out(frame):  # what is done to logits, and these are none
+        with torch.no_grad(), alone:  # of what is done to logits, and these are none
             output = frame(inputs_embeds=given, position_ids=positions, use_cache=False).logits
     except FAILURES as error:
         raise _uncut(model, f"its own code does not run without its layers ({error})") from error

@@ -30,6 +30,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from omnilit.logging import get_logger
+from omnilit.models.heads import excuse_new_head
 from omnilit.models.weight_report import Mismatch, judge, unreadable
 from omnilit.parallel.local import local_part
 from omnilit.parallel.materialize import Part, copy_part, named_tensors, own_part, pieces
@@ -405,6 +406,7 @@ def compare(
         set(),
     )
     blueprint._adjust_missing_and_unexpected_keys(info)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - families name what may differ
+    excuse_new_head(blueprint, info)
     shapes = [
         (name, makers[held[0]].shapes[held[0]], tensors[name].shape)
         for name, held in twins.items()

@@ -26,7 +26,9 @@ from omnilit.config.tensor_rules import TP as KEY
 from omnilit.errors import ConfigError, Problem
 from omnilit.kernels.resolve import Choice, KernelSet
 from omnilit.models import head
+from omnilit.models.class_labels import is_classifier
 from omnilit.models.families.tensor_plans import OWN_HEADS, SHARED_BIAS, plan_of
+from omnilit.models.heads import output_head
 from omnilit.models.lent import lent
 from omnilit.parallel.replicated import sum_gradients, sum_values
 
@@ -108,7 +110,7 @@ def read_plan(model: PreTrainedModel, *, with_experts: bool) -> dict[str, str]:
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     ours = plan_of(model.config.get_text_config())
     plan = _expand(model, {**{prefix + name: ours[name] for name in ours}, **model.tp_plan})
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = (model.get_input_embeddings(), output_head(model))
     left_out = [name for name, module in model.named_modules() if module in ends]
     if not with_experts:
         left_out += _expand(model, model.ep_plan)
@@ -177,15 +179,20 @@ def _sum_shares(module: nn.Module, attribute: str, group: ProcessGroup, *, share
 
 
 def _split_vocabulary(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Give each rank the same rows of the embeddings and of the head, which `HeadLoss` expects."""
+    """Give each rank the same rows of the embeddings and of the head, which `HeadLoss` expects.
+
+    A classifier's head has few rows, and every rank has them all.
+    """
     embeddings = cast("nn.Embedding", model.get_input_embeddings())
+    before = embeddings.weight
+    embeddings.weight = _split_rows(before, mesh)
+    _look_up_own_rows(embeddings, mesh)
+    if is_classifier(model.config):
+        return
     last = cast("nn.Linear", model.get_output_embeddings())
-    is_tied = last.weight is embeddings.weight
-    embeddings.weight = _split_rows(embeddings.weight, mesh)
-    last.weight = embeddings.weight if is_tied else _split_rows(last.weight, mesh)
+    last.weight = embeddings.weight if last.weight is before else _split_rows(last.weight, mesh)
     if last.bias is not None:
         last.bias = _split_rows(last.bias, mesh)
-    _look_up_own_rows(embeddings, mesh)
 
 
 def _split_rows(parameter: Tensor, mesh: DeviceMesh) -> nn.Parameter:

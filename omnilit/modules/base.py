@@ -37,6 +37,7 @@ from omnilit.models.build import (
     load_model_config,
     load_tokenizer,
 )
+from omnilit.models.class_labels import refuse_classifier
 from omnilit.models.lora.saved import describe_adapters, refuse_other_adapters
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
@@ -200,9 +201,14 @@ class OmniModule(LightningModule):
             config = load_model_config(
                 self.config_path, self.model_path, trust_remote_code=self.trust_remote_code
             )
-            (choose_towers if self.takes_media else choose_language_model)(config)
-            self._model_config = config
+            self._model_config = self._choose_model(config)
         return self._model_config
+
+    def _choose_model(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The configuration of the model that the task trains, by the one in the files."""
+        refuse_classifier(config)
+        (choose_towers if self.takes_media else choose_language_model)(config)
+        return config
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

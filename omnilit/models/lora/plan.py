@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from omnilit.config.lora import LoraArguments
 from omnilit.config.lora_rules import GROUP
 from omnilit.errors import ConfigError, Problem, suggest
+from omnilit.models.class_labels import is_classifier
+from omnilit.models.heads import class_head_name, output_head
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -119,11 +121,13 @@ class AdapterPlan:
         arguments: What was asked for.
         adapters: In the model's order.
         trained: Names of parameters that are trained whole.
+        is_classes: The model is a classifier, whose head is among them.
     """
 
     arguments: LoraArguments
     adapters: tuple[Adapter, ...]
     trained: tuple[str, ...]
+    is_classes: bool = False
 
     def file_names(self) -> dict[str, str]:
         """Names in a file of peft's by those in the model, of all that is trained."""
@@ -142,12 +146,15 @@ class AdapterPlan:
         return found
 
 
-def peft_config(lora: LoraArguments, *, base: str | None = None) -> LoraConfig:
+def peft_config(
+    lora: LoraArguments, *, base: str | None = None, is_classes: bool = False
+) -> LoraConfig:
     """The same settings in peft's words.
 
     Args:
         lora: `model.lora`.
         base: Where the adapted model is.
+        is_classes: The model is a classifier.
 
     Raises:
         ConfigError: peft is not installed.
@@ -159,7 +166,7 @@ def peft_config(lora: LoraArguments, *, base: str | None = None) -> LoraConfig:
         fix = "pip install 'omnilit[lora]'"
         raise ConfigError(key=f"{GROUP}.enable", problem=problem, fix=fix) from error
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_classes else "CAUSAL_LM",
         base_model_name_or_path=base,
         r=lora.rank,
         lora_alpha=_whole(lora.alpha),
@@ -189,10 +196,15 @@ def plan_adapters(blueprint: PreTrainedModel, lora: LoraArguments) -> AdapterPla
     """
     from peft import inject_adapter_in_model
 
-    config = peft_config(lora)
     if problems := _unmatched(blueprint, lora):
         raise ConfigError.of(problems)
-    ends = {id(m): m for m in (blueprint.get_input_embeddings(), _head(blueprint)) if m is not None}
+    is_classes = is_classifier(blueprint.config)
+    head = class_head_name(blueprint) if is_classes else None
+    if head is not None and head not in lora.modules_to_save:  # it knows nothing of the classes yet
+        lora = replace(lora, modules_to_save=[*lora.modules_to_save, head])
+    config = peft_config(lora, is_classes=is_classes)
+    both = (blueprint.get_input_embeddings(), output_head(blueprint))
+    ends = {id(module): module for module in both if module is not None}
     users = [id(p) for _, p in blueprint.named_parameters(remove_duplicate=False)]
     try:
         with warnings.catch_warnings():
@@ -205,11 +217,7 @@ def plan_adapters(blueprint: PreTrainedModel, lora: LoraArguments) -> AdapterPla
     trained = tuple(_read_trained(blueprint, users))
     if not adapters:
         raise _wrong("target_modules", "peft adapts nothing", f"use {ALL_LINEAR}")
-    return AdapterPlan(replace(lora), adapters, trained)
-
-
-def _head(model: PreTrainedModel) -> nn.Module | None:
-    return model.get_output_embeddings()
+    return AdapterPlan(replace(lora), adapters, trained, is_classes)
 
 
 def _wrong(field: str, problem: str, fix: str) -> ConfigError:
