@@ -97,12 +97,14 @@ class MicroBatch:
     Args:
         input_ids: int64 [1, T].
         labels: int64 [1, T], shifted: `labels[0, t]` is what position t predicts, IGNORE where
-            nothing is trained and at the last token of every segment.
+            nothing is trained and at the last token of every segment. Of data with classes, that
+            last token has the segment's class, and no other token a label.
         position_ids: int64 [1, T], restarting at 0 in every segment.
         bounds: Ends of the segments, [0, ..., T]; a list, so no kernel waits for a device.
         origins: One a segment of data, none for padding; empty for a label-free micro-batch
             that fills a last window.
-        counts: Targets of each loss term in this micro-batch: `tokens`; `weight`, the sum of
+        counts: Targets of each loss term in this micro-batch: `tokens`, which are the classes
+            where the data has such; `weight`, the sum of
             their weights, where the data has any; `pairs` of preference data, whose segments are
             the chosen and the rejected answers in turn; `tokens/NAME` for each of several sources.
         stamp: The step it belongs to; None in evaluation.

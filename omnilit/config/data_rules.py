@@ -22,12 +22,10 @@ SAMPLES: Final = "data.train_sample"
 TOKENS: Final = "data.train_size"
 RATIO: Final = "train.bsz_warmup_ratio"
 INIT: Final = "train.bsz_warmup_init_mbtoken"
-# What a type of data never looks at, and why; conversation and dpo look at all of it
+# What a type of data never looks at, and why
 NOT_READ: Final[Mapping[str, Mapping[str, str]]] = {
     "data.text_keys": {"diffusion": "has fields of fixed names"},
-    "data.chat_template": dict.fromkeys(
-        ("plaintext", "classification", "diffusion"), "has no messages"
-    ),
+    "data.chat_template": dict.fromkeys(("plaintext", "diffusion"), "has no messages"),
     "data.overlong": {
         "plaintext": "cuts a longer text in chunks",
         "diffusion": "is not tokenised",

@@ -59,7 +59,7 @@ def pack_batch(samples: Sequence[tuple[Sample, int]]) -> pa.RecordBatch:
         pa.array(pairs, pa.int32()),
         pa.array([_digest(sample) for sample in only], pa.uint64()),
         pa.array(np.asarray([len(sample) for sample in only], np.int32)),
-        pa.array(np.asarray([count_targets(sample) for sample in only], np.int32)),
+        pa.array(np.asarray([_count_targets(sample) for sample in only], np.int32)),
         pa.array(np.asarray([file for _, file in samples], np.int32)),
         pa.array(np.asarray([sample.origin.row for sample in only], np.int64)),
     ]
@@ -290,6 +290,10 @@ def _label_of(sample: Sample) -> int | None:
     last = int(sample.labels[-1])
     is_class = last != IGNORE and bool((sample.labels[:-1] == IGNORE).all())
     return last if is_class and last != sample.input_ids[-1] else None
+
+
+def _count_targets(sample: Sample) -> int:
+    return count_targets(sample) if _label_of(sample) is None else 1  # also of one token alone
 
 
 def _digest(sample: Sample) -> int:

@@ -28,6 +28,7 @@ class CollateSettings:
         has_weights: Carry the weights of labels.
         collator: Makes the micro-batch in place of `collate`.
         has_pairs: Samples are preference pairs, which are counted.
+        has_classes: The label of a sample is its class, and stands at its last token, unshifted.
     """
 
     pad_to: int | None = None
@@ -35,6 +36,7 @@ class CollateSettings:
     has_weights: bool = False
     collator: Collator | None = None
     has_pairs: bool = False
+    has_classes: bool = False
 
 
 # Samples of one micro-batch, none for one that only fills a window, and what it must hold
@@ -63,8 +65,8 @@ def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> Mic
     """Pack samples one after another, without padding unless it is asked for.
 
     Labels are shifted within each sequence: position t predicts token t + 1, and the last
-    position nothing, so that no sequence is trained to foresee the next. Padding is a segment
-    of its own at the end, without labels.
+    position nothing, so that no sequence is trained to foresee the next. Classes stay where they
+    are. Padding is a segment of its own at the end, without labels.
 
     Args:
         samples: None of them empty. One with `pair_start` is two sequences. No samples at all
@@ -76,8 +78,10 @@ def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> Mic
     lengths = [size for sample in samples for size in _sequence_lengths(sample)]
     bounds = np.cumsum(lengths)
     input_ids = np.concatenate([s.input_ids for s in samples]).astype(np.int64)
-    labels = np.append(np.concatenate([s.labels for s in samples])[1:], IGNORE).astype(np.int64)
-    labels[bounds - 1] = IGNORE
+    labels = np.concatenate([s.labels for s in samples]).astype(np.int64)
+    if not settings.has_classes:
+        labels = np.append(labels[1:], IGNORE)
+        labels[bounds - 1] = IGNORE
     weights = _shifted_weights(samples) if settings.has_weights else None
     is_label = labels != IGNORE
     counts: dict[str, float] = {TOKENS: int(is_label.sum())}

@@ -21,6 +21,7 @@ TEXT: Final = ("content_split", "text", "content")
 MEDIA: Final = ("image", "images", "video", "videos", "latents")
 MAX_CLASSES: Final = 2**31  # labels are int32
 MAX_DIGITS: Final = 40  # of a label that is read, or shown
+MAX_LISTED: Final = 8  # names of classes in a message
 # The fields of every known form, by type of data
 SCHEMAS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "plaintext": tuple((name,) for name in TEXT),
@@ -32,7 +33,7 @@ SCHEMAS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
         ("prompt", "response"),
         ("question", "answer"),
     ),
-    "classification": (("text", "label"),),
+    "classification": (("text", "label"), ("messages", "label")),
     "dpo": (("chosen", "rejected"), ("prompt", "chosen", "rejected")),
     "diffusion": tuple(("prompt", name) for name in MEDIA),
 }
@@ -49,10 +50,10 @@ SPEAKERS: Final = {
 }
 
 
-class LabelledText(NamedTuple):
-    """A text and the number of its class."""
+class Labelled(NamedTuple):
+    """A text, or a conversation, and the number of its class."""
 
-    text: str
+    said: str | Conversation
     label: int
 
 
@@ -92,26 +93,53 @@ def to_text(record: Record, text_keys: Sequence[str] | None) -> str:
     return check_text(record, record.fields[key], f"the field {key!r}")
 
 
-def to_labelled(record: Record, text_keys: Sequence[str] | None) -> LabelledText:
-    """Text and class of a record.
+def to_labelled(
+    record: Record, text_keys: Sequence[str] | None, classes: Sequence[str] | None = None
+) -> Labelled:
+    """What a record says, a text or messages, and its class.
+
+    Args:
+        record: With a `label`: a number, or the name of a class.
+        text_keys: Fields that hold a text or messages; the first one there counts.
+        classes: Names of the classes by number; None where they are not known, and any number is
+            one.
 
     Raises:
-        DataError: One is missing, or the label is no whole number of at least 0 that int32 holds.
+        DataError: One of the two is missing, or the label is no class.
     """
-    key = _key_of(record, text_keys, ("text",), "classification")
-    text = check_text(record, record.fields[key], f"the field {key!r}")
+    key = _key_of(record, text_keys, ("text", "messages", "conversations"), "classification")
+    value = record.fields[key]
+    said: str | Conversation
+    if isinstance(value, list) or (text_keys is None and key != "text"):
+        said = Conversation(_read_list(record, value, key), read_tools(record))
+    else:
+        said = check_text(record, value, f"the field {key!r}")
+    return Labelled(said, _read_label(record, classes))
+
+
+def _read_label(record: Record, classes: Sequence[str] | None) -> int:
     label = record.fields.get("label")
     if label is None:
         has = _show(record.fields)
         raise refuse(record, f"the record has no 'label'; its fields are: {has}", "give it one")
+    if classes is not None and label in classes:
+        return classes.index(label)
     if isinstance(label, str) and label.strip().isdecimal() and len(label) <= MAX_DIGITS:
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < MAX_CLASSES:
-        shown = repr(label)
-        shown = shown if len(shown) <= MAX_DIGITS else f"{shown[:MAX_DIGITS]}..."
+    limit = MAX_CLASSES if classes is None else len(classes)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < limit:
+        return label
+    shown = repr(label)
+    shown = shown if len(shown) <= MAX_DIGITS else f"{shown[:MAX_DIGITS]}..."
+    if classes is None:
         fix = "give the number of the class, 0 or more"
         raise refuse(record, f"the label is {shown}, not the number of a class", fix)
-    return LabelledText(text, label)
+    known = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
+    raise refuse(
+        record,
+        f"the label is {shown}, none of the model's {limit} classes ({known})",
+        f"give a name of model.label_names, or a number from 0 to {limit - 1}",
+    )
 
 
 def to_pair(record: Record, text_keys: Sequence[str] | None) -> PreferencePair:

@@ -98,6 +98,15 @@ class ChatTemplate:
         ]
         return Rendered(written.text, [s for s, _ in found], [weight for _, weight in found])
 
+    def write(self, conversation: Conversation, record: Record) -> str:
+        """The text of a conversation of which nothing is trained.
+
+        Raises:
+            DataError: The template refuses it, or cannot write a part of it.
+        """
+        self._check_features(conversation, record)
+        return self._call(conversation.turns, conversation.tools, record)[0]
+
     def find_starts(self, conversation: Conversation, record: Record, text: str) -> list[int]:
         """Where each turn's header begins in the text of all; -1 where that cannot be told."""
         written = self._written(conversation, record, text)

@@ -57,6 +57,8 @@ class TransformSettings:
         overlong: What becomes of a longer conversation, or text of a class.
         truncation_side: The side that `overlong: truncate` cuts off.
         transform: A transform of the user's own, by its name in `TRANSFORMS` or its place.
+        classes: Names of the model's classes, of which every label must be one; None where they
+            are not known, or there are none.
     """
 
     data_type: str = "conversation"
@@ -66,6 +68,7 @@ class TransformSettings:
     overlong: Overlong = "truncate"
     truncation_side: Side = "right"
     transform: str | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class Outcome(NamedTuple):
@@ -281,23 +284,26 @@ class PlaintextTransform:
 class ClassificationTransform:
     """Texts with the special tokens of the tokenizer's own; the last token's label is the class.
 
+    A conversation is the text that the chat template makes of it, which has its special tokens.
     Of a longer text the first `max_seq_len` tokens are kept, unless the settings say otherwise.
 
     Args:
         tokenizer: Adds its special tokens.
-        settings: Fields, length and what to do beyond it.
+        settings: Fields, classes, length and what to do beyond it.
+        template: Writes conversations; None where there is none.
     """
 
     tokenizer: PreTrainedTokenizerBase
     settings: TransformSettings
-    template: None = None
+    template: ChatTemplate | None = None
 
     def encode(self, records: Sequence[Record]) -> Outcome:
         """Tokenise a batch; see `Transform`."""
         limit, overlong = self.settings.max_seq_len, self.settings.overlong
         samples, num_truncated, num_dropped = [], 0, 0
-        found = [to_labelled(record, self.settings.text_keys) for record in records]
-        encoded: Any = self.tokenizer([text for text, _ in found])["input_ids"]
+        keys, classes = self.settings.text_keys, self.settings.classes
+        found = [to_labelled(record, keys, classes) for record in records]
+        encoded = self._encode([said for said, _ in found], records)
         for ids, (_, label), record in zip(encoded, found, records, strict=True):
             if not ids:
                 raise refuse(record, "the text has no token", "write one, or remove the record")
@@ -317,6 +323,30 @@ class ClassificationTransform:
 
     def check(self, record: Record) -> None:
         """Nothing to see: there is one label."""
+
+    def _encode(
+        self, said: Sequence[str | Conversation], records: Sequence[Record]
+    ) -> list[list[int]]:
+        """The ids of each text, and of each conversation as the template writes it."""
+        texts = [one for one in said if isinstance(one, str)]
+        written = [
+            self._write(one, record)
+            for one, record in zip(said, records, strict=True)
+            if not isinstance(one, str)
+        ]
+        plain: Any = self.tokenizer(texts)["input_ids"] if texts else []
+        templated: Any = (
+            self.tokenizer(written, add_special_tokens=False)["input_ids"] if written else []
+        )
+        left = iter(plain), iter(templated)
+        return [next(left[not isinstance(one, str)]) for one in said]
+
+    def _write(self, conversation: Conversation, record: Record) -> str:
+        if self.template is None:
+            problem = "the record has messages, and the tokenizer has neither a chat template nor "
+            fix = "name a data.chat_template, or give the record a text"
+            raise refuse(record, f"{problem}an eos_token for the plain one", fix)
+        return self.template.write(conversation, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +385,10 @@ def build_transform(settings: TransformSettings, tokenizer: PreTrainedTokenizerB
     if kind == "diffusion":
         return DiffusionCheck()
     if kind == "classification":
-        return ClassificationTransform(tokenizer, settings)
+        can_write = tokenizer.chat_template or isinstance(tokenizer.eos_token_id, int)
+        has_template = can_write or settings.chat_template != "default"  # texts need none
+        template = select_template(settings.chat_template, tokenizer) if has_template else None
+        return ClassificationTransform(tokenizer, settings, template)
     encoder = Encoder.of(tokenizer)
     if kind == "plaintext":
         return PlaintextTransform(encoder, settings, check_end_token(tokenizer))
