@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date, time
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, Final, cast
@@ -87,13 +88,27 @@ def read_prompts(source: str, chat: Chat) -> Iterator[Prompt]:
     number = 0
     for file in list_files(source, key="--input"):
         for row in read_rows(file):
-            record = parse_row(row, file=file.path, source="input")
+            record = _as_json(parse_row(row, file=file.path, source="input"))
             ids = _encode(record, chat.tokenizer)
             if len(ids) >= (limit := context_size(chat.model)):
                 problem = f"the prompt has {len(ids)} tokens, the model's context {limit}"
                 raise refuse(record, problem, "shorten it, or remove the record")
             yield Prompt(number, record, ids)
             number += 1
+
+
+def _as_json(record: Record) -> Record:
+    """The record as a line of the output can hold it: dates and times as ISO 8601 writes them."""
+
+    def write(value: Any) -> str:
+        if isinstance(value, date | time):
+            return value.isoformat()
+        raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+    try:
+        return replace(record, fields=json.loads(json.dumps(dict(record.fields), default=write)))
+    except (TypeError, ValueError) as error:
+        raise refuse(record, f"a field cannot be written ({error})", "leave it out") from error
 
 
 def _encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:

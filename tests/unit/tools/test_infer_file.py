@@ -1,6 +1,9 @@
 import io
 import json
+from datetime import UTC, datetime
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
@@ -141,6 +144,29 @@ def test_messages_may_be_text_and_have_parts(model_folder, tmp_path):
     source = write(tmp_path / "asked.jsonl", records)
     plain, text, parted = infer_file.read_prompts(source, chat_with(model_folder))
     assert plain.ids == text.ids == parted.ids
+
+
+def write_table(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return FileRequest(str(path), path.with_suffix(".out"))
+
+
+def test_dates_of_a_table_are_written_as_text_and_gone_on_from(model_folder, tmp_path):
+    when = datetime(2026, 11, 27, 2, 30, tzinfo=UTC)
+    request = write_table(tmp_path / "in.parquet", prompt=["Why?"], at=[when], day=[when.date()])
+    chat = chat_with(model_folder)
+    assert answer_file(request, chat) == 1
+    [line] = read(request.output)
+    assert (line["at"], line["day"]) == ("2026-11-27T02:30:00+00:00", "2026-11-27")
+    assert answer_file(request, chat) == 0
+
+
+def test_what_json_has_no_form_for_is_told_before_any_record_is_answered(model_folder, tmp_path):
+    request = write_table(tmp_path / "in.parquet", prompt=["Why?", "How?"], raw=[None, b"x"])
+    with pytest.raises(DataError, match="bytes has no form in JSON") as caught:
+        answer_file(request, chat_with(model_folder))
+    assert caught.value.row == 2
+    assert not request.output.exists()
 
 
 @pytest.mark.parametrize(
