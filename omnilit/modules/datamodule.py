@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +139,15 @@ class OmniDataModule(LightningDataModule):
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._quarantined = Quarantine(Path(train.checkpoint.output_dir) / FILE)
+
+    @property
+    def is_buffer_size_given(self) -> bool:
+        """Whether prepared data is packed from `dyn_bsz_buffer_size` samples at a time, too."""
+        return self._settings.is_buffer_size_given
+
+    @is_buffer_size_given.setter
+    def is_buffer_size_given(self, is_given: bool) -> None:
+        self._settings = replace(self._settings, is_buffer_size_given=is_given)
 
     @override
     def setup(self, stage: str) -> None:

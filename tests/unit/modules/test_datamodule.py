@@ -173,3 +173,15 @@ def test_setup_compares_the_length_with_the_models_positions(tmp_path: Path):
     data.trainer = SimpleNamespace(lightning_module=module)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match="33 tokens are more than the 32 positions"):
         data.setup("fit")
+
+
+def test_a_buffer_of_the_default_size_that_is_given_packs_in_order(build):
+    write("mixed.jsonl", *("a b c d e f g h i j k"[: 1 + 2 * (i % 11)] for i in range(40)))
+    rows = {}
+    for is_given in (False, True):
+        data = build(train_path="mixed.jsonl", data_type="plaintext", train_size=None)
+        data.is_buffer_size_given = is_given
+        data.setup("fit")
+        rows[is_given] = [batch.bounds for batch in data.train_loader]
+    assert rows[False][0] != rows[True][0]
+    assert len(rows[False]) <= len(rows[True])
