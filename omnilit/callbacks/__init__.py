@@ -5,11 +5,13 @@ from omnilit.callbacks.evaluation import EvaluationSchedule
 from omnilit.callbacks.hyperparameters import HyperparameterLog
 from omnilit.callbacks.metrics import MetricsRecorder
 from omnilit.callbacks.progress import progress_callback
+from omnilit.callbacks.samples import EvalSamples
 from omnilit.callbacks.selection import chosen_callbacks
 from omnilit.callbacks.startup import StartupReport
 
 __all__ = [
     "CheckpointSaver",
+    "EvalSamples",
     "EvaluationSchedule",
     "HyperparameterLog",
     "MetricsRecorder",

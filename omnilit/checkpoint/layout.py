@@ -22,9 +22,10 @@ from omnilit.logging import get_logger
 
 CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
+EVAL_SAMPLES: Final = "eval_samples.jsonl"
 TENSORBOARD: Final = "tensorboard"
 WANDB_RUN: Final = "wandb_run.json"
-RUN_PARTS: Final = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB_RUN)
+RUN_PARTS: Final = (CHECKPOINTS, METRICS, EVAL_SAMPLES, TENSORBOARD, WANDB_RUN)
 HF_FOLDER: Final = "hf_ckpt"
 MODEL_ASSETS: Final = "model_assets"
 STAGING: Final = ".staging-"

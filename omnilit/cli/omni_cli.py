@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from omnilit.callbacks import (
     CheckpointSaver,
+    EvalSamples,
     EvaluationSchedule,
     HyperparameterLog,
     MetricsRecorder,
@@ -185,6 +186,7 @@ class OmniCLI(LightningCLI):
             RunFolder(files),
             HyperparameterLog(resolved),
             StartupReport(),
+            *([EvalSamples(train, output_dir)] if train.eval_samples else []),
             MetricsRecorder(output_dir),
             *([bar] if is_shown else []),
             *given,

@@ -73,6 +73,8 @@ RANGES: Final[Mapping[str, Range]] = {
     "train.profile.end_step": COUNT,
     "train.eval_steps": NOT_NEGATIVE,
     "train.eval_epochs": NOT_NEGATIVE,
+    "train.eval_samples": NOT_NEGATIVE,
+    "train.eval_samples_max_tokens": COUNT,
     "train.seed": SEED,
     "train.optimizer.lr": NOT_NEGATIVE,
     "train.optimizer.lr_min": NOT_NEGATIVE,

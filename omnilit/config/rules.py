@@ -10,6 +10,7 @@ from typing import Final
 from omnilit.config import (
     checkpoint_rules,
     data_rules,
+    evaluation_rules,
     invariance_rules,
     lora_rules,
     optimizer_rules,
@@ -85,7 +86,7 @@ def all_rules() -> list[Rule]:
         Rule(("data.train_path",), _training_data_is_given),
         Rule(("data.eval_path",), _validation_data_is_given),
         Rule(("infer.model_path",), _answering_model_is_given),
-        Rule(("train.eval_steps", "data.eval_path"), _evaluation_has_data),
+        *_evaluation_rules(),
         *(Rule((STYLE, path), partial(_constant_rate_stays, path=path)) for path in decays),
         Rule((STYLE, f"{OPTIMIZER}.lr", f"{OPTIMIZER}.lr_min"), _floor_is_below_peak),
         Rule((START, f"{OPTIMIZER}.lr_warmup_ratio"), _start_has_a_warm_up),
@@ -122,6 +123,15 @@ def _parallel_rules() -> list[Rule]:
             invariance_rules.rows_stay_whole,
         ),
         *_pipeline_rules(),
+    ]
+
+
+def _evaluation_rules() -> list[Rule]:
+    own = evaluation_rules
+    return [
+        Rule((own.STEPS, own.DATA), own.evaluation_has_data),
+        Rule((own.SAMPLES, own.DATA, own.DATA_TYPE), own.samples_have_prompts),
+        Rule((own.SAMPLES, own.MAX_TOKENS), own.length_has_samples),
     ]
 
 
@@ -263,19 +273,6 @@ def _answering_model_is_given(view: View) -> list[Problem]:
     if view.verb != "infer" or view["infer.model_path"]:
         return []
     return [Problem("infer.model_path", "no model is given", "name the folder of a trained model")]
-
-
-def _evaluation_has_data(view: View) -> list[Problem]:
-    steps = view["train.eval_steps"]
-    if not steps or view["data.eval_path"]:
-        return []
-    return [
-        Problem(
-            "train.eval_steps",
-            f"evaluation is due every {steps} steps, but data.eval_path is not given",
-            "give data.eval_path, or set eval_steps: 0",
-        )
-    ]
 
 
 def _constant_rate_stays(view: View, path: str) -> list[Problem]:

@@ -99,6 +99,9 @@ class TrainingArguments:
             own schedule on.
         eval_steps: Steps between two evaluations; 0 for none.
         eval_epochs: Epochs between two evaluations, where there is an evaluation set; 0 for none.
+        eval_samples: Prompts of the evaluation data that are completed at each evaluation, for
+            people to read; 0 for none.
+        eval_samples_max_tokens: Tokens of such a completion at most; each is one forward pass.
         log_layer_grad_norms_steps: Steps between two lines of metrics with the gradient norm of
             every decoder block; 0 for none.
         log_expert_load_steps: Steps between two lines of metrics with the share of tokens that each
@@ -132,6 +135,8 @@ class TrainingArguments:
     gc_steps: int = 500
     eval_steps: int = 0
     eval_epochs: int = 1
+    eval_samples: int = 0
+    eval_samples_max_tokens: int = 64
     log_layer_grad_norms_steps: int = 0
     log_expert_load_steps: int = 0
     seed: int = 42

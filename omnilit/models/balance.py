@@ -109,6 +109,13 @@ class RouterBalance:
         finally:
             self._is_listening = False
 
+    @contextmanager
+    def passed_over(self) -> Iterator[None]:
+        """A forward in here makes no balance loss, nor does the model."""
+        with self.listening():
+            yield
+        self._logits = ()
+
     def add_up(self, batch: MicroBatch, before: Tensor | None = None) -> Tensor:
         """What the routers that were listened to add to the loss of a pipeline's last stage.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType, MethodType, ModuleType
 from typing import Any, Final
@@ -102,6 +103,25 @@ class Binding:
             output = self.head.forward(model, batch, hidden)
         balance = self.balance.weigh(batch, sequence, before=sums[0] if sums else None)
         return replace(output, balance=balance)
+
+    def next_logits(
+        self,
+        model: PreTrainedModel,
+        batch: MicroBatch,
+        positions: Tensor,
+        states: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Logits [R, V] of the tokens behind R positions of a row; see `HeadLoss.next_logits`.
+
+        Args:
+            model: The model that the kernels were bound to, sharded or not.
+            batch: On the model's device.
+            positions: Places in the row here, int64 [R].
+            states: See `forward`.
+        """
+        hidden = states[0] if states else None
+        with nullcontext() if self.balance is None else self.balance.passed_over():
+            return self.head.next_logits(model, batch, positions, hidden)
 
     def pass_on(
         self, model: PreTrainedModel, batch: MicroBatch, states: Sequence[Tensor] = ()

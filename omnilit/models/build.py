@@ -229,6 +229,15 @@ def _first_line(error: BaseException) -> str:
     return text.rstrip(".")
 
 
+def stop_tokens(
+    generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """All ids that end an answer: the model's own, one or several, and the tokenizer's."""
+    named = getattr(generation, "eos_token_id", None)
+    ids = named if isinstance(named, list) else [named]
+    return sorted({i for i in [*ids, tokenizer.eos_token_id] if isinstance(i, int)})
+
+
 def load_generation_config(model_path: str | None) -> GenerationConfig | None:
     """How the model that training starts from wants to be sampled; None where it does not say."""
     if model_path is None:

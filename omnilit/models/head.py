@@ -125,14 +125,11 @@ class HeadLoss:
         """
         positions = (batch.labels[0] != IGNORE).nonzero()[:, 0]
         self._targets = batch.labels[0, positions]
-        if self._form.picks:
-            self._positions, kept = positions, {}
-        else:
-            kept = {"logits_to_keep": positions}
         try:
-            losses = self._call(model, batch, hidden, **kept)
+            with self._kept(positions) as kept:
+                losses = self._call(model, batch, hidden, **kept)
         finally:
-            self._targets = self._positions = None
+            self._targets = None
         return ForwardOutput(losses.reshape(-1).float())  # output_dtype may have cast them
 
     def pass_on(
@@ -145,13 +142,52 @@ class HeadLoss:
         """
         return self._call(model, batch, hidden)
 
+    def next_logits(
+        self,
+        model: PreTrainedModel,
+        batch: MicroBatch,
+        positions: Tensor,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """What the model says of the tokens behind some positions, as it does in generation.
+
+        Args:
+            model: The model that this was bound to, sharded or not.
+            batch: On the model's device.
+            positions: Places in the row here, int64 [R]; R may be 0.
+            hidden: See `forward`.
+
+        Returns:
+            Logits [R, V].
+        """
+        with self._kept(positions) as kept:
+            return self._run_model(model, batch, hidden, **kept)[0]
+
+    @contextmanager
+    def _kept(self, positions: Tensor) -> Iterator[dict[str, Tensor]]:
+        """What tells the model where logits are wanted; of one that takes no word, the head."""
+        if not self._form.picks:
+            yield {"logits_to_keep": positions}
+            return
+        self._positions = positions
+        try:
+            yield {}
+        finally:
+            self._positions = None
+
     def _call(
+        self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None, **more: Tensor
+    ) -> Tensor:
+        with self._settings_taken(model):
+            return self._run_model(model, batch, hidden, **more)
+
+    def _run_model(
         self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None, **more: Tensor
     ) -> Tensor:
         given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
         given["position_ids"] = batch.position_ids + self._first_position
         feeding = nullcontext({}) if self._media is None else self._media.feeding(batch)
-        with self._settings_taken(model), self._run.going_on(), feeding as fed:
+        with self._run.going_on(), feeding as fed:
             output = model(
                 **{**given, **fed},
                 **{BOUNDS: Segments(batch.bounds)},
@@ -175,6 +211,8 @@ class HeadLoss:
     def _run_head(self, head: nn.Linear, hidden: Tensor) -> Tensor:
         """Logits as usual, or the losses [1, R, 1] in their place while targets are set."""
         weight, bias, kernel = head.weight, head.bias, self._kernel
+        if self._positions is not None:  # a model that would compute all logits
+            hidden = hidden[:, self._positions]
         is_split = isinstance(weight, DTensor)
         if self._targets is None:
             return split_logits(hidden, weight, bias) if is_split else linear(hidden, weight, bias)
@@ -182,8 +220,6 @@ class HeadLoss:
             kernel = partial(chunk_loss, parts=VocabularyShards.of(weight))
             weight = weight.to_local()
             bias = None if bias is None else local_part(bias)
-        if self._positions is not None:  # a model that would compute all logits
-            hidden = hidden[:, self._positions]
         self._counter.add(FIELD)
         if self._factor != 1.0:
             hidden, bias = hidden * self._factor, None if bias is None else bias * self._factor

@@ -156,6 +156,29 @@ class AssembledModel:
         with nullcontext() if activations is None else activations.saving():
             return self.binding.forward(model, batch, sequence=self.sequence, states=states)
 
+    def next_logits(self, batch: MicroBatch, positions: Tensor) -> Tensor | None:
+        """Logits [R, V] of the tokens behind R positions of a row; every rank of it calls.
+
+        Args:
+            batch: On the model's device.
+            positions: Places in the part of the row that is here, int64 [R]; R may be 0.
+
+        Returns:
+            None where a pipeline's last stage is on another rank.
+        """
+        pipeline = self.pipeline
+        if pipeline is None:
+            return self.binding.next_logits(self.model, batch, positions)
+        found: list[Tensor] = []
+
+        def on_last(batch: MicroBatch) -> Tensor:
+            model, states = pipeline.last_model, pipeline.states_of(batch)
+            found.append(self.binding.next_logits(model, batch, positions, states))
+            return positions.new_zeros(1)
+
+        pipeline.evaluate(batch, on_last)
+        return found[0] if found else None
+
 
 def assemble(request: ModelRequest, *, topology: Topology, machine: Machine) -> AssembledModel:
     """Build, bind, shard and fill one model; every rank calls.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from omnilit.checkpoint.data_state import seed_random
@@ -25,6 +25,7 @@ from omnilit.config import (
     OpsImplementationConfig,
     TrainingArguments,
 )
+from omnilit.data.prompts import PromptSet
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields
@@ -34,13 +35,16 @@ from omnilit.models.bind import Binding
 from omnilit.models.build import (
     check_tokenizer,
     folder_beside,
+    load_generation_config,
     load_model_config,
     load_tokenizer,
+    stop_tokens,
 )
 from omnilit.models.class_labels import refuse_classifier
 from omnilit.models.lora.saved import describe_adapters, refuse_other_adapters
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
+from omnilit.modules.completions import complete_together
 from omnilit.modules.exporting import export_together, plan_files
 from omnilit.modules.meter import TermMeter, Totals
 from omnilit.modules.step import StepAccount
@@ -393,6 +397,27 @@ class OmniModule(LightningModule):
         self.eval_result = self._read_totals(self._eval_meter).of_evaluation()
         # equal on all ranks already
         self.log_dict(self.eval_result, logger=False, sync_dist=True)
+
+    def complete(self, prompts: PromptSet, *, max_tokens: int) -> list[list[int]]:
+        """Go on from prompts with the likeliest tokens; every rank calls with the same.
+
+        Args:
+            prompts: Held-out ones.
+            max_tokens: Tokens of a completion at most.
+
+        Returns:
+            The tokens of each, without the one that ended it, the same on all ranks.
+        """
+        own = load_generation_config(self.model_path)
+        generation = own or GenerationConfig.from_model_config(self.model_config)
+        return complete_together(
+            self.assembled,
+            self.topology,
+            prompts,
+            max_tokens=max_tokens,
+            stop=stop_tokens(generation, self.tokenizer),
+            place=partial(self.trainer.strategy.batch_to_device, device=self.topology.device),
+        )
 
     # Saving
 

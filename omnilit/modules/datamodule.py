@@ -18,6 +18,7 @@ from omnilit.data.encode import Encoder, decode_spans
 from omnilit.data.epochs import EpochSteps
 from omnilit.data.evaluation import EvalLoader
 from omnilit.data.planned import PlannedItems
+from omnilit.data.prompts import PromptSet, take_prompts
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
 from omnilit.data.templates import ChatTemplate, select_template
 from omnilit.data.transforms import TransformSettings, build_transform
@@ -212,6 +213,13 @@ class OmniDataModule(LightningDataModule):
         """Go on from what `state_dict` gave: one that all ranks share, or one of each rank."""
         if "train" in self._loaders:
             self.train_loader.load_state_dicts(states)
+
+    def eval_prompts(self, number: int) -> PromptSet:
+        """What the first records of the evaluation data ask for; there once `setup` has run."""
+        loader = self._loaders["eval"]
+        assert isinstance(loader, EvalLoader)
+        prompts = take_prompts(loader.dataset, number)
+        return PromptSet(prompts, loader.settings, self._settings.budget, self.max_seq_len)
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
         """Header and rows of the table that is logged at the start."""

@@ -28,6 +28,7 @@ from transformers.utils.logging import (
 
 from omnilit.config import InferArguments
 from omnilit.errors import CheckpointError, ConfigError, DataError
+from omnilit.models.build import stop_tokens
 from omnilit.models.gpu_packages import without_fla
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -89,7 +90,7 @@ class Chat:
 
     def _choose(self, max_new_tokens: int) -> GenerationConfig:
         """The fields of `infer` alone: what the folder's generation_config says is not read."""
-        end = stop_tokens(self.model, self.tokenizer)
+        end = stop_tokens(self.model.generation_config, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         common = {
             "max_new_tokens": max_new_tokens,
@@ -142,13 +143,6 @@ def open_chat(arguments: InferArguments, path: str, device: str, out: TextIO) ->
 def context_size(model: PreTrainedModel) -> int:
     """The longest sequence that the model's positions cover, in tokens."""
     return int(model.config.get_text_config().max_position_embeddings)
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """All ids that end an answer: the model's own, one or several, and the tokenizer's."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = named if isinstance(named, list) else [named]
-    return sorted({i for i in [*ids, tokenizer.eos_token_id] if isinstance(i, int)})
 
 
 def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:

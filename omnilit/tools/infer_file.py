@@ -18,7 +18,8 @@ from omnilit.data.readers import parse_row, read_rows
 from omnilit.data.templates import to_message
 from omnilit.errors import DataError
 from omnilit.logging import get_logger
-from omnilit.tools.chat import Chat, context_size, stop_tokens
+from omnilit.models.build import stop_tokens
+from omnilit.tools.chat import Chat, context_size
 from omnilit.tools.file_request import FileRequest
 from omnilit.tools.generation import Completion, Sampler, complete
 from omnilit.types import Record
@@ -149,7 +150,10 @@ def _render(
 
 def _answer(window: Sequence[Prompt], chat: Chat, batch_size: int) -> dict[int, Completion]:
     """Completions by the number of the prompt; prompts of one length run together."""
-    sampler, stop = Sampler(chat.arguments), stop_tokens(chat.model, chat.tokenizer)
+    sampler, stop = (
+        Sampler(chat.arguments),
+        stop_tokens(chat.model.generation_config, chat.tokenizer),
+    )
     found: dict[int, Completion] = {}
     ordered = sorted(window, key=lambda prompt: len(prompt.ids))
     for length, group in groupby(ordered, key=lambda prompt: len(prompt.ids)):

@@ -17,7 +17,12 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from omnilit.callbacks import CheckpointSaver, EvaluationSchedule, MetricsRecorder
+from omnilit.callbacks import (
+    CheckpointSaver,
+    EvalSamples,
+    EvaluationSchedule,
+    MetricsRecorder,
+)
 from omnilit.config import (
     AcceleratorConfig,
     CheckpointConfig,
@@ -150,6 +155,7 @@ def train(
     log, output_dir = StepLog(), Path(train.checkpoint.output_dir)
     own = (
         log,
+        *([EvalSamples(train, output_dir)] if train.eval_samples else []),
         MetricsRecorder(output_dir),
         *callbacks,
         EvaluationSchedule(eval_steps=train.eval_steps, eval_epochs=train.eval_epochs),

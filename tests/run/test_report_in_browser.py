@@ -13,7 +13,7 @@ from omnilit.tools.page import build_document
 from omnilit.tools.report.page import build_page
 from omnilit.tools.report.runs import read_runs
 from tests.helpers.browser import DARK, LIGHT, show, take_picture
-from tests.helpers.runs import write_run
+from tests.helpers.runs import write_lines, write_run
 
 pytestmark = pytest.mark.timeout(180)
 EVIL = "<img src=x onerror=alert(1)>"
@@ -67,6 +67,8 @@ def page(tmp_path_factory):
     lines = (other / "metrics.jsonl").read_text().splitlines()
     doubled = [{**(line := json.loads(text)), "loss": 2 * line["loss"]} for text in lines]
     (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in doubled))
+    asked = {"step": 5, "prompt": f"{EVIL} asked", "expected": "", "completion": "said by one"}
+    write_lines(one / "eval_samples.jsonl", [asked])
     file = folder / "report.html"
     file.write_text(build_page(read_runs([one, other])))
     return file
@@ -90,6 +92,7 @@ def test_the_page_runs_its_script_and_nothing_is_blocked_or_fails(page):
     assert shown.complaints == []
     assert shown.dom.count('<div class="tip">') == shown.dom.count("<figure") == 10
     assert "<img" not in shown.dom
+    assert "said by one" in shown.dom
 
 
 def test_the_console_would_tell_of_an_error_and_of_a_foreign_script(tmp_path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from omnilit import __version__
 from omnilit.tools.data_report import Table
 from omnilit.tools.page import SAMPLES_LEGEND, build_document, render_sample, render_table
+from omnilit.tools.report.answers import render_answers
 from omnilit.tools.report.chart import RANGES, Frame, draw_chart
 from omnilit.tools.report.panels import Section, build_frame, build_sections
 from omnilit.tools.report.runs import Run
@@ -47,6 +48,7 @@ def build_page(runs: Sequence[Run], samples: Iterable[SharedSamples] = ()) -> st
         _beside(_table(summarize(runs)), _differences(runs)),
         *([_bar(runs, frame)] if sections else []),
         *(_section(section, frame) for section in sections),
+        *(render_answers(run.name, run.answers) for run in runs),
         _configurations(runs),
         *(_samples(shared) for shared in samples),
         _beside(*(_found(run) for run in runs)),

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from omnilit.checkpoint.layout import (
     CHECKPOINTS,
+    EVAL_SAMPLES,
     HF_FOLDER,
     METRICS,
     STAGING,
@@ -26,6 +27,7 @@ from omnilit.checkpoint.save import META, read_meta
 from omnilit.data.quarantine import FILE as QUARANTINE
 from omnilit.data.quarantine import BadRecord, read_quarantine
 from omnilit.errors import CheckpointError, ConfigError, Problem
+from omnilit.tools.report.answers import Answer, read_answers
 from omnilit.tools.report.metrics import Metrics, SetAside, read_metrics, read_set_aside
 from omnilit.tools.report.settings import FILE as CONFIG
 from omnilit.tools.report.settings import Settings, read_settings
@@ -85,6 +87,7 @@ class Run:
         bad_counts: Records that were skipped, by source.
         bad: The first of them.
         evaluations: The lines that `validate` wrote.
+        answers: What was said to held-out prompts.
         written_at: When its newest line of metrics was written; None without one.
         notes: What cannot be read, and why.
     """
@@ -99,6 +102,7 @@ class Run:
     bad_counts: dict[str, int]
     bad: tuple[BadRecord, ...]
     evaluations: tuple[dict[str, Any], ...]
+    answers: tuple[Answer, ...]
     written_at: datetime | None
     notes: tuple[str, ...]
 
@@ -174,6 +178,7 @@ def read_run(folder: Path, name: str) -> Run:
         counts,
         bad,
         tuple(_read_evaluations(folder / "eval.jsonl", notes)),
+        read_answers(folder / EVAL_SAMPLES, notes),
         written_at,
         tuple(notes),
     )

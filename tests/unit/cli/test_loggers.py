@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from omnilit.callbacks import (
     CheckpointSaver,
+    EvalSamples,
     EvaluationSchedule,
     HyperparameterLog,
     MetricsRecorder,
@@ -81,6 +82,14 @@ def _no_service_stays() -> Iterator[None]:
 
 def callbacks_of(cli: OmniCLI) -> list[Callback]:
     return vars(cli.trainer)["callbacks"]
+
+
+@pytest.mark.usefixtures("_no_service_stays")
+def test_samples_come_before_the_metrics_that_hold_their_cost(tmp_path, config):
+    assert EvalSamples not in map(type, callbacks_of(build(tmp_path, config)))
+    config["train"] |= {"eval_samples": 2, "wandb": {}}
+    kinds = [type(callback) for callback in callbacks_of(build(tmp_path, config))]
+    assert kinds.index(EvalSamples) < kinds.index(MetricsRecorder)
 
 
 @pytest.mark.usefixtures("_no_service_stays")

@@ -49,6 +49,8 @@ ADDED = {
     "train.checkpoint.export_dtype",
     "train.checkpoint.keep_last",
     "train.checkpoint.overwrite",
+    "train.eval_samples",
+    "train.eval_samples_max_tokens",
     "train.log_expert_load_steps",
     "train.log_layer_grad_norms_steps",
     "train.optimizer.betas",

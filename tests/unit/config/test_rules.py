@@ -71,6 +71,13 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
          "file or a folder.")),
         ({"train.eval_steps": 5}, ("train.eval_steps: evaluation is due every 5 steps, but "
          "data.eval_path is not given. To fix: give data.eval_path, or set eval_steps: 0.")),
+        ({"train.eval_samples": 2}, ("train.eval_samples: has no effect: data.eval_path, where the "
+         "prompts are from, is not given. To fix: give data.eval_path, or set eval_samples: 0.")),
+        ({"train.eval_samples": 2, "data.eval_path": "e", "data.data_type": "classification"},
+         ("train.eval_samples: has no effect with data_type: classification, which asks for no "
+          "text. To fix: leave it out.")),
+        ({"train.eval_samples_max_tokens": 9}, ("train.eval_samples_max_tokens: has no effect: "
+         "eval_samples is 0. To fix: give eval_samples too.")),
         ({"train.optimizer.lr_min": 1e-6}, ("train.optimizer.lr_min: 1e-06 has no effect, because "
          "lr_decay_style: constant never decays. To fix: leave it out, or set lr_decay_style to "
          "linear or cosine.")),
@@ -195,6 +202,7 @@ def test_each_verb_asks_for_what_it_reads_only(verb: str, message: str, fields: 
         {STYLE: "linear", "train.optimizer.lr": 0.0},  # lr_min is not given
         {STYLE: "cosine", "train.optimizer.lr_min": 0.0, "train.optimizer.lr_decay_ratio": 0.5},
         {"train.eval_steps": 5, "data.eval_path": "e"},
+        {"train.eval_samples": 2, "train.eval_samples_max_tokens": 9, "data.eval_path": "e"},
         {"data.dataloader.num_workers": 0, "data.dataloader.prefetch_factor": 2},
         {"data.dataloader.drop_last": True},
         {"data.train_size": None, "data.text_keys": ["a", "b"]},

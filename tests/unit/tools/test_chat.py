@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from omnilit.config import InferArguments
 from omnilit.errors import CheckpointError, ConfigError, DataError
-from omnilit.tools.chat import context_size, open_chat, stop_tokens
+from omnilit.models.build import stop_tokens
+from omnilit.tools.chat import context_size, open_chat
 
 
 def chat_with(folder, **fields):
@@ -81,9 +82,15 @@ def test_prompt_longer_than_the_context_is_refused_and_forgotten(model_folder):
 def test_answer_ends_at_the_ends_of_model_and_tokenizer(model_folder):
     chat = chat_with(model_folder)
     chat.model.generation_config.eos_token_id = [3, 5]
-    assert stop_tokens(chat.model, chat.tokenizer) == [3, 5, chat.tokenizer.eos_token_id]
+    assert stop_tokens(chat.model.generation_config, chat.tokenizer) == [
+        3,
+        5,
+        chat.tokenizer.eos_token_id,
+    ]
     chat.model.generation_config.eos_token_id = None
-    assert stop_tokens(chat.model, chat.tokenizer) == [chat.tokenizer.eos_token_id]
+    assert stop_tokens(chat.model.generation_config, chat.tokenizer) == [
+        chat.tokenizer.eos_token_id
+    ]
 
 
 @pytest.fixture

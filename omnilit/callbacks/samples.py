@@ -1,0 +1,172 @@
+"""What the model makes of held-out prompts, written down at every evaluation."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
+
+from omnilit.callbacks.metrics_file import MetricsFile, to_json
+from omnilit.callbacks.trainer_view import datamodule_of, is_trial_run
+from omnilit.checkpoint.layout import EVAL_SAMPLES
+from omnilit.checkpoint.save import saved_step
+from omnilit.checkpoint.together import run_together
+from omnilit.config import TrainingArguments
+from omnilit.data.prompts import PromptSet
+from omnilit.errors import ConfigError
+from omnilit.logging import get_logger
+
+log = get_logger(__name__)
+KEY: Final = "train.eval_samples"
+TAG: Final = "samples"
+COLUMNS: Final = ("prompt", "expected", "completion")
+
+
+class _Module(Protocol):
+    eval_result: dict[str, float] | None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's."""
+        ...
+
+    def complete(self, prompts: PromptSet, *, max_tokens: int) -> list[list[int]]:
+        """Go on from prompts; every rank calls."""
+        ...
+
+
+class _Data(Protocol):
+    def eval_prompts(self, number: int) -> PromptSet:
+        """What the first records of the evaluation data ask for."""
+        ...
+
+
+class EvalSamples(Callback):
+    """Complete the first prompts of the evaluation data after each evaluation.
+
+    Prompt, expected answer and completion go to `eval_samples.jsonl` in the folder of the run and
+    as text to TensorBoard and wandb; how long it took, and the tokens, are numbers of the
+    evaluation, `eval_samples_s` and `eval_samples_tokens`. Completions are greedy. A
+    `fast_dev_run` writes nothing.
+
+    Stands before `MetricsRecorder`, which writes the evaluation's numbers.
+
+    Args:
+        train: `eval_samples` of them, of `eval_samples_max_tokens` at most.
+        output_dir: Folder of the run.
+    """
+
+    def __init__(self, train: TrainingArguments, output_dir: str | Path) -> None:
+        self.num_samples = train.eval_samples
+        self.max_tokens = train.eval_samples_max_tokens
+        self._path = Path(output_dir) / EVAL_SAMPLES
+        self._file = MetricsFile(self._path)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _data_of(trainer)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_trial_run(trainer):
+            run_together(
+                lambda: self._file.open_at(trainer.global_step),
+                name=f"opening {self._path}",
+                on_first=True,
+            )
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module, began = cast("_Module", pl_module), time.monotonic()
+        prompts = _data_of(trainer).eval_prompts(self.num_samples)
+        completions = module.complete(prompts, max_tokens=self.max_tokens)
+        module.eval_result = (module.eval_result or {}) | {
+            "eval_samples_s": time.monotonic() - began,
+            "eval_samples_tokens": float(sum(map(len, completions))),
+        }
+        if trainer.is_global_zero and not is_trial_run(trainer):
+            self._write(trainer, list(_texts(prompts, completions, module.tokenizer)))
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._file.close()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._file.close()
+
+    def _write(self, trainer: Trainer, texts: Sequence[Mapping[str, str]]) -> None:
+        is_fit = trainer.state.fn == TrainerFn.FITTING
+        loaded = None if is_fit or not trainer.ckpt_path else Path(trainer.ckpt_path)
+        step = trainer.global_step if loaded is None else saved_step(loaded)
+        checkpoint = None if loaded is None else str(loaded)
+        lines = [
+            {"step": step, "checkpoint": checkpoint, "sample": number, **text}
+            for number, text in enumerate(texts, start=1)
+        ]
+        if not is_fit:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(to_json(line) + "\n" for line in lines)
+            return
+        for line in lines:
+            self._file.append(line)
+        for logger in trainer.loggers:
+            show_texts(logger, texts, step=step)
+
+
+def show_texts(logger: Logger, texts: Sequence[Mapping[str, str]], *, step: int) -> None:
+    """Give samples to a logger that takes text: TensorBoard's and wandb's.
+
+    Args:
+        logger: Any of Lightning's.
+        texts: One a sample, with `COLUMNS`.
+        step: Optimizer step.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        for number, text in enumerate(texts, start=1):
+            parts = (f"**{name}**\n\n{_verbatim(text[name])}" for name in COLUMNS)
+            logger.experiment.add_text(f"{TAG}/{number}", "\n\n".join(parts), step)
+    elif isinstance(logger, WandbLogger):
+        rows = [[text[name] for name in COLUMNS] for text in texts]
+        logger.log_text(TAG, columns=list(COLUMNS), data=rows, step=step)
+
+
+def _verbatim(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return textwrap.indent(text, "    ", lambda _: True)
+
+
+def _texts(
+    prompts: PromptSet, completions: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> Iterable[dict[str, str]]:
+    """Every sample in words; special tokens stay in the prompt and the expected answer."""
+    for one, completion in zip(prompts.prompts, completions, strict=True):
+        tokens = (one.prompt.input_ids.tolist(), list(one.expected), list(completion))
+        yield {name: str(tokenizer.decode(ids)) for name, ids in zip(COLUMNS, tokens, strict=True)}
+
+
+def _data_of(trainer: Trainer) -> _Data:
+    """The data module, which has to know what prompts are.
+
+    Raises:
+        ConfigError: It is another one than ours, and does not.
+    """
+    data = datamodule_of(trainer)
+    if not callable(getattr(data, "eval_prompts", None)):
+        raise ConfigError(
+            key=KEY,
+            problem=f"{type(data).__name__} has no prompts to complete",
+            fix="use OmniDataModule with data.eval_path, or leave eval_samples out",
+        )
+    return cast("_Data", data)
