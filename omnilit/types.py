@@ -225,6 +225,19 @@ class LossTerm:
 
 
 @dataclass(frozen=True, slots=True)
+class Confusion:
+    """What an evaluation's texts are, and what a classifier took them for.
+
+    Args:
+        names: Of the classes by number.
+        counts: Texts of each class (row) that were taken for each class (column).
+    """
+
+    names: tuple[str, ...]
+    counts: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one optimizer step came to, the same on all ranks.
 

@@ -1,6 +1,7 @@
 """What watches a run: metrics, progress, evaluation, checkpoints, traces, the first report."""
 
 from omnilit.callbacks.checkpointing import CheckpointSaver
+from omnilit.callbacks.confusion import ConfusionTable
 from omnilit.callbacks.evaluation import EvaluationSchedule
 from omnilit.callbacks.hyperparameters import HyperparameterLog
 from omnilit.callbacks.metrics import MetricsRecorder
@@ -11,6 +12,7 @@ from omnilit.callbacks.startup import StartupReport
 
 __all__ = [
     "CheckpointSaver",
+    "ConfusionTable",
     "EvalSamples",
     "EvaluationSchedule",
     "HyperparameterLog",

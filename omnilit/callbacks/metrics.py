@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import Final, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +15,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from typing_extensions import override
 
 from omnilit.callbacks.checkpointing import CheckpointSaver
+from omnilit.callbacks.confusion import NAME as CONFUSION
 from omnilit.callbacks.evaluation import EvaluationSchedule, is_evaluation_due
 from omnilit.callbacks.expert_load import ExpertLoad
 from omnilit.callbacks.layer_norms import LayerGradNorms
@@ -30,6 +33,7 @@ from omnilit.parallel.collectives import max_over
 from omnilit.types import StepResult
 
 log = get_logger(__name__)
+EMPTY: Final[Mapping[str, list[list[int]]]] = MappingProxyType({})
 
 
 class MetricsRecorder(Callback):
@@ -101,18 +105,20 @@ class MetricsRecorder(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        evaluated = cast("TrainedModule", pl_module).eval_result or {}
+        module = cast("TrainedModule", pl_module)
+        evaluated, confusion = module.eval_result or {}, module.eval_confusion
+        more = {} if confusion is None else {CONFUSION: confusion.counts}
         if trainer.state.fn == TrainerFn.VALIDATING:
             if not _is_writer(trainer):
                 return
             self.output_dir.mkdir(parents=True, exist_ok=True)
             line = {"checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None}
             with (self.output_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-                file.write(to_json(line | evaluated) + "\n")
+                file.write(to_json(line | evaluated | more) + "\n")
             log.info("  ".join(f"{name} {value:.4f}" for name, value in evaluated.items()))
         elif self._is_pending:
             self.numbers |= evaluated
-            self._write(trainer)
+            self._write(trainer, more)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,11 +132,11 @@ class MetricsRecorder(Callback):
             self._write(trainer)
         self._file.close()
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer, more: Mapping[str, list[list[int]]] = EMPTY) -> None:
         self._is_pending = False
         if not _is_writer(trainer):
             return
-        self._file.append(self.numbers)
+        self._file.append({**self.numbers, **more})
         logged = {key: value for key, value in self.numbers.items() if key != "step"}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=int(self.numbers["step"]))

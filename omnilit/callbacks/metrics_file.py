@@ -15,7 +15,7 @@ from omnilit.logging import get_logger
 log = get_logger(__name__)
 
 Number = int | float
-Line = Mapping[str, Number | str | None]
+Line = Mapping[str, Number | str | list[list[int]] | None]
 
 
 class MetricsFile:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from omnilit.types import StepResult
+from omnilit.types import Confusion, StepResult
 
 Table = tuple[Sequence[str], Iterable[Sequence[object]]]  # header, rows
 
@@ -25,12 +25,14 @@ class TrainedModule(Protocol):
     """The side of the LightningModule that the callbacks read.
 
     `step_result` is set once an optimizer step, before the callbacks' `on_train_batch_end` of
-    the step's last micro-batch; `eval_result` at the latest in `on_validation_epoch_end`, since
-    Lightning calls the callbacks' `on_validation_end` before the module's own.
+    the step's last micro-batch; `eval_result`, and of a classifier `eval_confusion`, at the latest
+    in `on_validation_epoch_end`, since Lightning calls the callbacks' `on_validation_end` before
+    the module's own.
     """
 
     step_result: StepResult | None
     eval_result: dict[str, float] | None
+    eval_confusion: Confusion | None
 
     @property
     def binding(self) -> HasRows:

@@ -9,12 +9,14 @@ import torch
 from transformers import PretrainedConfig
 
 from omnilit.config import AcceleratorConfig
+from omnilit.config.class_rules import NAMES, NUMBER
 from omnilit.config.parallel_rules import ASYNC, METHOD, SIZES, sizes_of
 from omnilit.config.parallel_sizes import ParallelSizes
 from omnilit.config.pipeline_rules import PER_RANK
 from omnilit.config.view import View
 from omnilit.errors import ConfigError, Problem
 from omnilit.models.build import build_meta, load_model_config
+from omnilit.models.class_labels import as_classifier
 from omnilit.models.fit import ModelNumbers, divides_model, fit_problems
 from omnilit.models.sequence_fit import sequence_problems
 from omnilit.models.stages import find_uncut
@@ -26,21 +28,23 @@ MODEL: Final = ("model.config_path", "model.model_path", "model.trust_remote_cod
 def find_misfits(view: View, wrong: Collection[str]) -> list[Problem]:
     """Problems between what `train.accelerator` asks for and the model's own configuration.
 
-    That is read only where an axis divides the model, or an option asks for more of it.
+    That is read only where an axis divides the model, an option asks for more of it, or the task
+    has classes.
 
     Args:
         view: The values.
         wrong: Paths that have a problem already.
     """
-    if any(path in wrong for path in (*SIZES, ASYNC, METHOD, PER_RANK, *MODEL)):
+    if any(path in wrong for path in (*SIZES, ASYNC, METHOD, PER_RANK, *MODEL, NUMBER, NAMES)):
         return []
-    if not divides_model(sizes_of(view)):
+    is_divided = divides_model(sizes_of(view))
+    if not is_divided and NUMBER not in view:
         return []
     try:
         config = read_config(view)
     except ConfigError as error:
         return list(error.problems)
-    return judge(view, config)
+    return judge(view, config) if is_divided else []
 
 
 def judge(view: View, config: PretrainedConfig) -> list[Problem]:
@@ -81,10 +85,15 @@ def _judge_modules(
 
 
 def read_config(view: View) -> PretrainedConfig:
-    """The configuration of the run's model.
+    """The configuration of the run's model: a classifier's where the task has classes.
 
     Raises:
-        ConfigError: It is not named or cannot be read.
+        ConfigError: It is not named or cannot be read, or the classes are not known.
     """
     config_path, model_path, has_code = (view[path] for path in MODEL)
-    return load_model_config(config_path, model_path, trust_remote_code=has_code)
+    config = load_model_config(config_path, model_path, trust_remote_code=has_code)
+    if NUMBER not in view:
+        return config
+    return as_classifier(
+        config, num_labels=view[NUMBER], label_names=view[NAMES], trust_remote_code=has_code
+    )

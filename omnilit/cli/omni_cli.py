@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from omnilit.callbacks import (
     CheckpointSaver,
+    ConfusionTable,
     EvalSamples,
     EvaluationSchedule,
     HyperparameterLog,
@@ -188,6 +189,7 @@ class OmniCLI(LightningCLI):
             StartupReport(),
             *([EvalSamples(train, output_dir)] if train.eval_samples else []),
             MetricsRecorder(output_dir),
+            ConfusionTable(),
             *([bar] if is_shown else []),
             *given,
             EvaluationSchedule(eval_steps=train.eval_steps, eval_epochs=train.eval_epochs),

@@ -52,6 +52,8 @@ READ_BY_DATA = (
     "model.model_path",
     "model.tokenizer_path",
     "model.trust_remote_code",
+    "model.num_labels",
+    "model.label_names",
     "train.seed",
     "train.dyn_bsz",
     "train.micro_batch_size",

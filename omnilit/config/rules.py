@@ -9,6 +9,7 @@ from typing import Final
 
 from omnilit.config import (
     checkpoint_rules,
+    class_rules,
     data_rules,
     evaluation_rules,
     invariance_rules,
@@ -81,6 +82,7 @@ def all_rules() -> list[Rule]:
         *_data_rules(),
         *_watch_rules(),
         *_preference_rules(),
+        Rule((class_rules.NUMBER, class_rules.NAMES), class_rules.classes_are_clear),
         Rule(("model.config_path", "model.model_path"), _model_is_given),
         Rule(lora_rules.READ, lora_rules.adapters_are_possible),
         Rule(("data.train_path",), _training_data_is_given),

@@ -15,7 +15,6 @@ TOPICS: Final[Mapping[str, str]] = {
     "C": "training options",
     "D": "parallelism",
     "E": "kernels and models",
-    "F": "preferences and classification",
     "G": "vision and audio",
     "omni": "any-to-any models",
     "diffusion": "diffusion",

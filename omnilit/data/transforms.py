@@ -40,7 +40,8 @@ if TYPE_CHECKING:  # workers import this package, and need no tokenizer
 
 Overlong: TypeAlias = Literal["truncate", "drop", "error"]
 Side: TypeAlias = Literal["left", "right"]
-DATA_TYPES: Final = ("conversation", "plaintext", "classification", "dpo", "diffusion")
+CLASSIFICATION: Final = "classification"
+DATA_TYPES: Final = ("conversation", "plaintext", CLASSIFICATION, "dpo", "diffusion")
 TRANSFORMS: Final = Registry(KEY)
 
 
@@ -384,7 +385,7 @@ def build_transform(settings: TransformSettings, tokenizer: PreTrainedTokenizerB
         )
     if kind == "diffusion":
         return DiffusionCheck()
-    if kind == "classification":
+    if kind == CLASSIFICATION:
         can_write = tokenizer.chat_template or isinstance(tokenizer.eos_token_id, int)
         has_template = can_write or settings.chat_template != "default"  # texts need none
         template = select_template(settings.chat_template, tokenizer) if has_template else None

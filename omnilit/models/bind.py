@@ -120,6 +120,7 @@ class Binding:
             states: See `forward`.
         """
         hidden = states[0] if states else None
+        assert isinstance(self.head, head.HeadLoss), "a classifier writes no text"
         with nullcontext() if self.balance is None else self.balance.passed_over():
             return self.head.next_logits(model, batch, positions, hidden)
 

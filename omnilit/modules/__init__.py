@@ -1,10 +1,10 @@
 """Tasks: what a step computes, on which model and data."""
 
 from omnilit.modules.base import OmniModule
+from omnilit.modules.classification import ClassificationModule
 from omnilit.modules.datamodule import OmniDataModule
 from omnilit.modules.dpo import DPOModule
 from omnilit.modules.later import (
-    ClassificationModule,
     DiffusionModule,
     OmniComposedModule,
     VLMModule,

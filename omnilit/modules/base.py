@@ -53,7 +53,7 @@ from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import sum_over
 from omnilit.parallel.grad_norm import clip_gradients
 from omnilit.parallel.mesh import Topology
-from omnilit.types import LossTerm, MicroBatch, StepResult, StepWindow
+from omnilit.types import Confusion, LossTerm, MicroBatch, StepResult, StepWindow
 
 log = get_logger(__name__)
 
@@ -134,6 +134,7 @@ class OmniModule(LightningModule):
         self.model: torch.nn.Module | None = None
         self.step_result: StepResult | None = None
         self.eval_result: dict[str, float] | None = None
+        self.eval_confusion: Confusion | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._model_config: PretrainedConfig | None = None
         self._step, self._eval_meter = StepAccount(), TermMeter()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from transformers import PretrainedConfig
 
 from omnilit.data.files import DataFile, list_files
 from omnilit.data.multisource import Mixture, SourceSpec, is_mixture, read_mixture
 from omnilit.data.prepare import PrepareRequest
-from omnilit.data.transforms import TransformSettings
+from omnilit.data.transforms import CLASSIFICATION, TransformSettings
 from omnilit.errors import ConfigError, Problem
+from omnilit.models.class_labels import class_names
 
 
 def find_mixture(path: str, *, key: str) -> Mixture | None:
@@ -79,6 +83,23 @@ def read_text_keys(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def settle_classes(transform: TransformSettings, config: PretrainedConfig) -> TransformSettings:
+    """The same settings with the names of the model's classes, which every label must be one of.
+
+    Raises:
+        ConfigError: The data has classes and the model none, or the reverse.
+    """
+    names = class_names(config)
+    if (names is None) == (transform.data_type == CLASSIFICATION):
+        raise ConfigError(
+            key="data.data_type",
+            problem=f"{transform.data_type} does not go with the model, which has "
+            f"{'no' if names is None else len(names)} classes to tell apart",
+            fix=f"train ClassificationModule on data_type: {CLASSIFICATION}, and nothing else",
+        )
+    return replace(transform, classes=names)
 
 
 def cache_dir() -> Path:

@@ -21,13 +21,13 @@ from omnilit.data.planned import PlannedItems
 from omnilit.data.prompts import PromptSet, take_prompts
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
 from omnilit.data.templates import ChatTemplate, select_template
-from omnilit.data.transforms import TransformSettings, build_transform
+from omnilit.data.transforms import CLASSIFICATION, TransformSettings, build_transform
 from omnilit.data.window import TrainLoader, WholeWindows
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 from omnilit.modules.availability import refuse_arguments, refuse_unavailable
 from omnilit.modules.base import OmniModule
-from omnilit.modules.data_requests import read_text_keys
+from omnilit.modules.data_requests import read_text_keys, settle_classes
 from omnilit.modules.loaders import LoaderFactory, LoaderSettings
 from omnilit.modules.preparation import Preparation
 from omnilit.parallel.mesh import Topology
@@ -157,6 +157,8 @@ class OmniDataModule(LightningDataModule):
         topology = module.topology
         is_first = topology.data_rank == 0 and topology.is_first_of_data
         check_positions(self.max_seq_len, module.model_config, is_loud=is_first)
+        self.transform = settle_classes(self.transform, module.model_config)
+        self._preparation = replace(self._preparation, transform=self.transform)
         factory = LoaderFactory(self._settings, self._preparation, topology, self._tokenizer)
         if stage == "fit" and "train" not in self._loaders:
             accumulation = self._set_accumulation(topology)
@@ -268,6 +270,8 @@ class OmniDataModule(LightningDataModule):
         if self.transform.transform is not None:
             return build_transform(self.transform, self._tokenizer).template
         if self.transform.data_type in ("conversation", "dpo"):
+            return select_template(self.transform.chat_template, self._tokenizer)
+        if self.transform.data_type == CLASSIFICATION and self.transform.chat_template != "default":
             return select_template(self.transform.chat_template, self._tokenizer)
         return None
 

@@ -36,18 +36,6 @@ class VLMModule(OmniModule):
         _refuse(self)
 
 
-class ClassificationModule(OmniModule):
-    """Sequence classification; not available yet.
-
-    Args:
-        kwargs: The arguments of `OmniModule`.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        _refuse(self)
-
-
 class OmniComposedModule(OmniModule):
     """Encoders, a foundation model and decoders in one; not available yet.
 

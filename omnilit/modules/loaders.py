@@ -20,7 +20,7 @@ from omnilit.data.planned import PlannedItems
 from omnilit.data.prepare import PrepareRequest, cache_key
 from omnilit.data.streams.state import StreamSettings
 from omnilit.data.streams.stream import StreamData, StreamedItems, count_shards
-from omnilit.data.transforms import build_transform
+from omnilit.data.transforms import CLASSIFICATION, build_transform
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.data.window import TrainLoader
 from omnilit.modules.preparation import Preparation
@@ -171,6 +171,7 @@ class LoaderFactory:
             has_weights=has_weights,
             collator=given.collator,
             has_pairs=self.preparation.transform.data_type == "dpo",
+            has_classes=self.preparation.transform.data_type == CLASSIFICATION,
         )
 
     @property

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from omnilit.cli.fitting import read_config
+from omnilit.config.class_rules import NUMBER
 from omnilit.config.data import micro_batch_tokens
 from omnilit.config.view import View
 from omnilit.data.batches import WorkerSettings
@@ -26,6 +28,7 @@ from omnilit.data.transforms import DiffusionCheck, Transform, TransformSettings
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.errors import ConfigError, DataError
 from omnilit.models.build import check_tokenizer, load_model_config, load_tokenizer
+from omnilit.models.class_labels import class_names
 from omnilit.modules.data_requests import find_mixture, prepare_requests, read_text_keys
 from omnilit.modules.datamodule import check_positions
 from omnilit.tools.data_report import MAX_LISTED, Ints, Packing, PartReport, PassShare, SourceData
@@ -214,7 +217,20 @@ def _transform_settings(view: View) -> TransformSettings:
         overlong=view["data.overlong"],
         truncation_side=view["data.truncation_side"],
         transform=view["data.transform"],
+        classes=_find_classes(view),
     )
+
+
+def _find_classes(view: View) -> tuple[str, ...] | None:
+    """The names of the model's classes, as `fit` knows them; None where nothing says them."""
+    if NUMBER not in view or not (view["model.config_path"] or view["model.model_path"]):
+        return None
+    try:
+        return class_names(read_config(view))
+    except ConfigError as error:
+        if any(problem.key != NUMBER for problem in error.problems):
+            raise
+        return None  # neither names nor number are given: then any number is a class
 
 
 def _load_source(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase | None) -> _Source:

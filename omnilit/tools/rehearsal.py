@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from omnilit.cli.fitting import read_config
 from omnilit.cli.plan import build, read
 from omnilit.cli.raw import Command
 from omnilit.config import LoraArguments, OpsImplementationConfig, TrainingArguments
@@ -17,7 +18,6 @@ from omnilit.config.status import load_status, refuse_later
 from omnilit.config.view import View
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
-from omnilit.models.build import load_model_config
 from omnilit.models.traffic import ModelWidths, StepShape, Traffic, step_traffic
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble_shards
 from omnilit.optim.build import build_optimizer
@@ -94,9 +94,7 @@ def _request(view: View) -> ModelRequest:
     train = build(TrainingArguments, "train", view)
     has_code = view["model.trust_remote_code"]
     return ModelRequest(
-        config=load_model_config(
-            view["model.config_path"], view["model.model_path"], trust_remote_code=has_code
-        ),
+        config=read_config(view),
         weights_path=view["model.model_path"],
         strict=True,
         trust_remote_code=has_code,

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from omnilit.types import StepResult
+from omnilit.types import Confusion, StepResult
 
 
 class Row(torch.nn.Module):
@@ -35,6 +35,7 @@ class TinyModule(LightningModule):
         self.micro_batches, self.val_batches = micro_batches, val_batches
         self.step_result: StepResult | None = None
         self.eval_result: dict[str, float] | None = None
+        self.eval_confusion: Confusion | None = None
         self.losses: dict[str, float] = {"tokens": 1.0}
         self.grad_norm = 0.5
         self.flops: float | None = None

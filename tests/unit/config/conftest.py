@@ -72,4 +72,6 @@ def fields(
     """The argument tree, with the reference's rows where the model's constructor declares it."""
     hidden = frozenset({"train"})
     data = constructor_fields(modules.OmniDataModule, "data", hidden=hidden)
-    return list((reference | own_fields | {field.path: field for field in data}).values())
+    model = constructor_fields(modules.ClassificationModule, "model", hidden=hidden)
+    first, last = ({field.path: field for field in part} for part in (model, data))
+    return list((first | reference | own_fields | last).values())

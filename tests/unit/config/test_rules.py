@@ -133,6 +133,9 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
          "out, or change data.data_type.")),
         ({"data.data_type": "plaintext", "data.truncation_side": "left"}, ("data.truncation_side: "
          "left has no effect, because data_type: plaintext cuts a longer text in chunks.")),
+        ({"model.num_labels": 1}, "model.num_labels: 1 leaves nothing to tell apart."),
+        ({"model.num_labels": 3, "model.label_names": ["a", "b"]},
+         "model.num_labels: 3 classes, but label_names has 2."),
         ({"data.data_type": "classification", "data.truncation_side": "left"},
          ("data.truncation_side: left has no effect, because data_type: classification keeps the "
          "beginning of a longer text.")),
@@ -217,6 +220,7 @@ def test_each_verb_asks_for_what_it_reads_only(verb: str, message: str, fields: 
         {"data.transform": "m:T", "data.overlong": "drop", "data.truncation_side": "left"},
         {"data.data_type": "classification", "data.overlong": "drop", "data.text_keys": "t"},
         {"data.data_type": "classification", "data.chat_template": "plain"},
+        {"model.num_labels": 2, "model.label_names": ["a", "b"]},
         {"data.data_type": "dpo", "data.overlong": "drop", "data.chat_template": "plain"},
         {"data.data_type": "dpo", "data.text_keys": "t", "data.truncation_side": "left"},
         {"train.dyn_bsz": False, "data.dataloader.drop_last": False},

@@ -52,13 +52,13 @@ def test_every_value_that_is_not_there_yet_is_refused_with_what_brings_it(
 
 def test_the_refusal_shows_the_value_the_default_and_what_is_legal(fields: list[Field]):
     known = {field.path: field for field in fields}
-    given = {"data.data_type": "classification", "train.freeze_vit": True}
+    given = {"data.data_type": "diffusion", "train.freeze_vit": True}
     problems = refuse_later(View(known, given), load_status())
     assert [str(problem) for problem in problems] == [
         (
-            "data.data_type: classification is not available yet: it comes with a later release "
-            "(preferences and classification). To fix: leave it out or set it to its default, "
-            "conversation, or use plaintext or dpo."
+            "data.data_type: diffusion is not available yet: it comes with a later release "
+            "(diffusion). To fix: leave it out or set it to its default, conversation, or use "
+            "plaintext or classification or dpo."
         ),
         (
             "train.freeze_vit: true is not available yet: it comes with a later release "
@@ -79,5 +79,7 @@ def test_fields_without_a_row_are_left_to_their_owner():
 
 
 def test_legal_values_are_read_as_a_tuple():
-    assert load_status()["data.data_type"].legal == ("conversation", "plaintext", "dpo")
+    assert load_status()["data.data_type"].legal == (
+        *("conversation", "plaintext", "classification", "dpo"),
+    )
     assert load_status()["train.seed"] == FieldStatus("available")

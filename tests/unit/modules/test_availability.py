@@ -6,7 +6,6 @@ from omnilit.config import (
 )
 from omnilit.errors import ConfigError
 from omnilit.modules import (
-    ClassificationModule,
     DiffusionModule,
     OmniComposedModule,
     OmniDataModule,
@@ -36,9 +35,7 @@ def test_defaults_and_what_is_available_are_fine():
     assert SFTModule(config_path="unused", train=train).train_arguments is train
 
 
-@pytest.mark.parametrize(
-    "task", [ClassificationModule, DiffusionModule, OmniComposedModule, VLMModule]
-)
+@pytest.mark.parametrize("task", [DiffusionModule, OmniComposedModule, VLMModule])
 def test_a_task_of_a_later_release_says_so(task):
     with pytest.raises(ConfigError, match=f"{task.__name__} is not available yet"):
         task(config_path="unused")

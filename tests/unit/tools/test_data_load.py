@@ -201,6 +201,17 @@ def test_classes_are_counted_and_shown(base, tmp_path):
     assert [sample.label for sample in found.samples] == [i % 3 for i in range(7)]
 
 
+def test_classes_have_the_names_that_training_gives_them(base, tmp_path):
+    records = [{"text": f"the fox {i}", "label": ("bad", "good", "odd")[i % 3]} for i in range(7)]
+    file = write_lines(tmp_path / "a.jsonl", records)
+    words = [*base, "--data.train_path", file, "--data.data_type", "classification"]
+    given = ["--model.label_names", "[bad, good]"]
+    (source,) = load([*words, *given]).parts[0].sources
+    assert known(source.labels).tolist() == [i % 3 for i in range(7) if i % 3 < 2]
+    assert source.num_bad == 2
+    assert load(words).parts[0].failures  # without names any number is a class, and no word
+
+
 def test_a_class_that_equals_the_last_token_is_counted(base, model, tmp_path):
     from transformers import AutoTokenizer
 
