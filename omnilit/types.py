@@ -45,6 +45,29 @@ class Record:
     origin: Origin
 
 
+class Medium(NamedTuple):
+    """One image, video or sound of a record.
+
+    Args:
+        kind: A key of `MODALITIES`.
+        path: Its file, relative to the record's, or its address; empty where there is none.
+        data: Its bytes, where the record holds them or they came from the net.
+        frames: The images of a video that is given as such, in order.
+        fps: How many of them make a second, where the record says it.
+        plan: What was decided about it when the text was written, as JSON: its size, the frames
+            that are taken of a video.
+        num_tokens: Places that it has in the text of its sample.
+    """
+
+    kind: str
+    path: str = ""
+    data: bytes | None = None
+    frames: tuple[Medium, ...] = ()
+    fps: float | None = None
+    plan: str = ""
+    num_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One tokenised sequence, never longer than `max_seq_len`.
@@ -56,6 +79,7 @@ class Sample:
         weights: How much each label counts, float32 [T]; None where all count 1.
         pair_start: Where the second of two sequences begins (the rejected answer of a
             preference pair); positions restart there. None for one sequence.
+        media: What its text has places for, in the order of these.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -63,6 +87,7 @@ class Sample:
     origin: Origin
     weights: npt.NDArray[np.float32] | None = None
     pair_start: int | None = None
+    media: tuple[Medium, ...] = ()
 
     def __len__(self) -> int:
         """Number of tokens."""

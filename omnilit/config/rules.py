@@ -14,6 +14,7 @@ from omnilit.config import (
     evaluation_rules,
     invariance_rules,
     lora_rules,
+    media,
     optimizer_rules,
     parallel_rules,
     pipeline_rules,
@@ -202,6 +203,7 @@ def _data_rules() -> list[Rule]:
     path = data_rules.TRAIN_PATH
     return [
         Rule(("data.text_keys",), data_rules.text_keys_have_text),
+        Rule((media.KEY,), lambda view: media.check_media_config(view[media.KEY])),
         *(
             Rule(
                 (data_rules.KIND, data_rules.TRANSFORM, field),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from omnilit.data.collate import PLAIN, CollateSettings, make_batch
-from omnilit.errors import DataError
+from omnilit.data.media.load import load_media
+from omnilit.data.quarantine import BadRecord
+from omnilit.errors import DataError, OmniError
 from omnilit.plugins import IMPORTED, import_again
 from omnilit.types import MicroBatch, Sample
 
@@ -54,28 +56,60 @@ class WorkerSettings:
     pin_memory: bool = False
 
 
+class Made(NamedTuple):
+    """A micro-batch, and the records that were left out of it because they cannot be read."""
+
+    batch: MicroBatch
+    bad: tuple[BadRecord, ...] = ()
+
+
 def load_batches(
     dataset: SampleSource,
     bins: Iterable[list[int]],
     *,
     workers: WorkerSettings,
     settings: CollateSettings = PLAIN,
-) -> Iterator[MicroBatch]:
+) -> Iterator[Made]:
     """A micro-batch for each list of samples, in order; an empty list gives a filler.
 
     Leaves torch's random state alone, so that how often a loader is started changes nothing.
     Workers end with the iterator. An error in one is raised here.
 
     Raises:
-        DataError: A worker died.
+        DataError: A worker died, or the media of a sample cannot be read.
     """
-    return run_loader(
-        DataLoader(
-            _Bins(dataset, settings),
-            sampler=bins,
-            **loader_arguments(workers),
-        )
-    )
+    loader = DataLoader(_Bins(dataset, settings), sampler=bins, **loader_arguments(workers))
+    return map(raise_failed, run_loader(loader))
+
+
+def raise_failed(made: T | OmniError) -> T:
+    """What a worker made, or the error that it gave in its place: torch would lose its kind."""
+    if isinstance(made, OmniError):
+        raise made
+    return made
+
+
+def make_or_skip(samples: Sequence[Sample], settings: CollateSettings) -> Made:
+    """The micro-batch of some samples, where that is asked for without those that are bad.
+
+    Raises:
+        DataError: The media of a sample cannot be read and it must not be left out.
+    """
+    try:
+        return Made(make_batch(samples, settings))
+    except DataError:
+        if settings.media is None or not settings.is_silent:
+            raise
+    good, bad = [], []
+    for sample in samples:
+        try:
+            load_media([sample], settings.media)
+        except DataError as error:
+            source, file, row = sample.origin
+            bad.append(BadRecord.of(error, source=source, file=file, row=row))
+        else:
+            good.append(sample)
+    return Made(make_batch(good, settings), tuple(bad))
 
 
 def loader_arguments(workers: WorkerSettings) -> dict[str, Any]:
@@ -183,13 +217,16 @@ def _start_worker(imports: tuple[str, ...], _number: int) -> None:
     import_again(imports)  # nothing to do where it was forked from this process
 
 
-class _Bins(Dataset[MicroBatch]):
+class _Bins(Dataset[Made | OmniError]):
     def __init__(self, dataset: SampleSource, settings: CollateSettings) -> None:
         self._dataset = dataset
         self._settings = settings
 
-    def __getitem__(self, index: list[int]) -> MicroBatch:
-        return make_batch([self._dataset[i] for i in index], self._settings)
+    def __getitem__(self, index: list[int]) -> Made | OmniError:
+        try:
+            return make_or_skip([self._dataset[i] for i in index], self._settings)
+        except OmniError as error:
+            return error
 
 
 def _as_it_is(batch: T) -> T:

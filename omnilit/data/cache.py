@@ -22,13 +22,22 @@ import pyarrow as pa
 
 from omnilit.data.labels import count_targets, label_spans
 from omnilit.errors import DataError
-from omnilit.types import IGNORE, Origin, Sample
+from omnilit.types import IGNORE, Medium, Origin, Sample
 
-FORMAT: Final = 3  # a part of every cache key: raise it when the layout or tokenising changes
+FORMAT: Final = 4  # a part of every cache key: raise it when the layout or tokenising changes
 COMPLETE: Final = "COMPLETE"
 INFO: Final = "info.json"
 STAGED: Final = ".staged-"
 STALE_S: Final = 24 * 3600.0
+MEDIUM: Final = {  # see `types.Medium`
+    "kind": pa.string(),
+    "path": pa.string(),
+    "data": pa.large_binary(),
+    "fps": pa.float64(),
+    "plan": pa.string(),
+    "num_tokens": pa.int32(),
+}
+FRAMES: Final = pa.list_(pa.struct({name: MEDIUM[name] for name in ("path", "data")}))
 SCHEMA: Final = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -41,6 +50,7 @@ SCHEMA: Final = pa.schema(
         "num_targets": pa.int32(),
         "file": pa.int32(),  # index into the list of files in info.json
         "row": pa.int64(),
+        "media": pa.list_(pa.struct({**MEDIUM, "frames": FRAMES})),  # null for text
     }
 )
 
@@ -62,6 +72,7 @@ def pack_batch(samples: Sequence[tuple[Sample, int]]) -> pa.RecordBatch:
         pa.array(np.asarray([_count_targets(sample) for sample in only], np.int32)),
         pa.array(np.asarray([file for _, file in samples], np.int32)),
         pa.array(np.asarray([sample.origin.row for sample in only], np.int64)),
+        pa.array([_media_of(sample) for sample in only], SCHEMA.field("media").type),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
 
@@ -155,7 +166,8 @@ class TokenDataset:
                 weights[start:end] = weight
         file = self._files[batch.column("file")[row].as_py()]
         origin = Origin(self.source, file, batch.column("row")[row].as_py())
-        return Sample(ids, labels, origin, weights, batch.column(4)[row].as_py())
+        media = tuple(map(_to_medium, batch.column("media")[row].as_py() or ()))
+        return Sample(ids, labels, origin, weights, batch.column(4)[row].as_py(), media)
 
     def __reduce__(self) -> tuple[Callable[..., TokenDataset], tuple[str, str, list[str]]]:
         """Travel as a path."""
@@ -296,9 +308,25 @@ def _count_targets(sample: Sample) -> int:
     return count_targets(sample) if _label_of(sample) is None else 1  # also of one token alone
 
 
+def _media_of(sample: Sample) -> list[dict[str, Any]] | None:
+    return [
+        {**medium._asdict(), "frames": [frame._asdict() for frame in medium.frames]}
+        for medium in sample.media
+    ] or None
+
+
+def _to_medium(found: dict[str, Any]) -> Medium:
+    frames = tuple(Medium("image", **frame) for frame in found.pop("frames"))
+    return Medium(**found, frames=frames)
+
+
 def _digest(sample: Sample) -> int:
-    data = sample.input_ids.tobytes()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    """Equal for equal tokens and media; of these the place or the bytes count."""
+    state = hashlib.blake2b(sample.input_ids.tobytes(), digest_size=8)
+    for medium in sample.media:
+        for one in (medium, *medium.frames):
+            state.update(one.path.encode() + b"\0" + (one.data or b""))
+    return int.from_bytes(state.digest(), "little")
 
 
 def _from_list(column: pa.Array, row: int) -> npt.NDArray[np.int32]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from omnilit.data.media.load import load_media, token_types
+from omnilit.data.media.processor import MediaProcessor
 from omnilit.errors import DataError
 from omnilit.registry import Registry
 from omnilit.types import IGNORE, OF_SOURCE, PAIRS, TOKENS, WEIGHT, MicroBatch, Origin, Sample
@@ -29,6 +31,8 @@ class CollateSettings:
         collator: Makes the micro-batch in place of `collate`.
         has_pairs: Samples are preference pairs, which are counted.
         has_classes: The label of a sample is its class, and stands at its last token, unshifted.
+        media: Reads images, videos and sounds; None for a model of text.
+        is_silent: Samples whose media cannot be read are left out.
     """
 
     pad_to: int | None = None
@@ -37,6 +41,8 @@ class CollateSettings:
     collator: Collator | None = None
     has_pairs: bool = False
     has_classes: bool = False
+    media: MediaProcessor | None = None
+    is_silent: bool = False
 
 
 # Samples of one micro-batch, none for one that only fills a window, and what it must hold
@@ -71,7 +77,10 @@ def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> Mic
     Args:
         samples: None of them empty. One with `pair_start` is two sequences. No samples at all
             give a `filler`.
-        settings: Padding, counts and weights.
+        settings: Padding, counts, weights and media.
+
+    Raises:
+        DataError: A medium cannot be read.
     """
     if not samples:
         return filler(settings)
@@ -93,13 +102,14 @@ def collate(samples: Sequence[Sample], settings: CollateSettings = PLAIN) -> Mic
     num_padding = 0 if settings.pad_to is None else settings.pad_to - len(input_ids)
     assert num_padding >= 0, "a micro-batch never holds more than its budget"
     lengths += [num_padding] * (num_padding > 0)
-    return _build(
+    batch = _build(
         (input_ids, labels, weights),
         lengths,
         num_padding,
         origins=tuple(s.origin for s in samples for _ in _sequence_lengths(s)),
         counts=counts,
     )
+    return _with_media(batch, samples, settings)
 
 
 def filler(settings: CollateSettings = PLAIN) -> MicroBatch:
@@ -116,7 +126,18 @@ def filler(settings: CollateSettings = PLAIN) -> MicroBatch:
     counts |= {OF_SOURCE + name: 0 for name in settings.sources}
     labels = np.full(size, IGNORE, np.int64)
     weights = np.zeros(size, np.float32) if settings.has_weights else None
-    return _build((np.zeros(size, np.int64), labels, weights), [size], 0, origins=(), counts=counts)
+    columns = (np.zeros(size, np.int64), labels, weights)
+    return _with_media(_build(columns, [size], 0, origins=(), counts=counts), (), settings)
+
+
+def _with_media(
+    batch: MicroBatch, samples: Sequence[Sample], settings: CollateSettings
+) -> MicroBatch:
+    if settings.media is None:
+        return batch
+    media = load_media(samples, settings.media)
+    types = token_types(batch.input_ids[0].numpy(), settings.media, has_media=bool(media))
+    return replace(batch, media={**media, **types})
 
 
 def _build(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from omnilit.errors import DataError
-from omnilit.types import Record
+from omnilit.data.references import KINDS, MARK, MARKS, read_part
+from omnilit.data.refusals import kind_of, refuse
+from omnilit.types import Medium, Record
 
 ASSISTANT = "assistant"
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -20,12 +22,13 @@ class Turn(NamedTuple):
 
     Args:
         role: Who speaks, such as `user`.
-        content: What is said.
+        content: What is said, with one of `MARKS` in the place of each of `media`.
         weight: How much the model learns to say it: by default 1 for the assistant's turns.
         reasoning: What was thought before it was said.
         tool_calls: In the form of OpenAI: type, function with name and arguments, id.
         name: Of the tool or person that speaks.
         tool_call_id: The call that a tool answers.
+        media: Images, videos and sounds among the words, in order.
     """
 
     role: str
@@ -35,6 +38,7 @@ class Turn(NamedTuple):
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     name: str = ""
     tool_call_id: str = ""
+    media: tuple[Medium, ...] = ()
 
     @property
     def is_trained(self) -> bool:
@@ -48,10 +52,10 @@ class Conversation(NamedTuple):
     turns: tuple[Turn, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
 
-
-def refuse(record: Record, problem: str, fix: str) -> DataError:
-    """An error that names the record's file and line."""
-    return DataError(problem=problem, fix=fix, file=record.origin.file, row=record.origin.row)
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """Those of all turns, in order."""
+        return tuple(medium for turn in self.turns for medium in turn.media)
 
 
 def check_text(record: Record, text: object, what: str) -> str:
@@ -78,9 +82,10 @@ def check_text(record: Record, text: object, what: str) -> str:
 def read_messages(record: Record, messages: object, *, what: str) -> tuple[Turn, ...]:
     """The turns that a list of messages says.
 
-    A message is an object with `role` and `content` (a string, or a list of parts of type
-    `text`), and optionally `tool_calls`, `reasoning_content`, `name`, `tool_call_id`, and
-    `loss_mask` (0 or 1) or `weight` (a number), which say how much it is trained.
+    A message is an object with `role` and `content` (a string, or a list of parts of the types
+    `text`, `image`, `image_url`, `video` and `audio`), and optionally `tool_calls`,
+    `reasoning_content`, `name`, `tool_call_id`, and `loss_mask` (0 or 1) or `weight` (a number),
+    which say how much it is trained.
 
     Args:
         record: For messages.
@@ -134,6 +139,26 @@ def check_trained(record: Record, conversation: Conversation) -> Conversation:
     raise refuse(record, problem, f"{fix}, or remove the record")
 
 
+def keep_images(conversation: Conversation, limit: int) -> Conversation:
+    """The conversation with its first images, at most `limit`; the others lose their places."""
+    turns, left = [], limit
+    for turn in conversation.turns:
+        pieces, media, given = [], [], iter(turn.media)
+        for piece in re.split(f"({MARK.pattern})", turn.content):
+            if piece not in KINDS:
+                pieces.append(piece)
+                continue
+            medium = next(given)
+            is_image = medium.kind == "image"
+            if is_image and not left:
+                continue
+            left -= is_image
+            pieces.append(piece)
+            media.append(medium)
+        turns.append(turn._replace(content="".join(pieces), media=tuple(media)))
+    return conversation._replace(turns=tuple(turns))
+
+
 def parse_json(record: Record, text: str, what: str) -> object:
     """What a field that holds JSON says.
 
@@ -144,11 +169,6 @@ def parse_json(record: Record, text: str, what: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise refuse(record, f"{what} is not JSON ({error})", "write a list") from error
-
-
-def kind_of(value: object) -> str:
-    """The kind of a value, for messages."""
-    return "null" if value is None else f"a {type(value).__name__}"
 
 
 def _read_turn(record: Record, number: int, message: object) -> Turn:
@@ -181,7 +201,7 @@ def _read_full(record: Record, what: str, message: Mapping[str, Any]) -> Turn:
             raise refuse(record, f"{what} has no {name!r}", "give it role and content")
     role = _name_role(check_text(record, message["role"], f"the role of {what}"))
     thought = next((message[name] for name in REASONING if message.get(name)), "")
-    joined = "" if content is None else _join_parts(record, what, content)
+    joined, media = ("", ()) if content is None else _join_parts(record, what, content)
     return Turn(
         role,
         check_text(record, joined, f"the content of {what}"),
@@ -190,23 +210,24 @@ def _read_full(record: Record, what: str, message: Mapping[str, Any]) -> Turn:
         calls,
         check_text(record, message.get("name") or "", f"the name of {what}"),
         check_text(record, message.get("tool_call_id") or "", f"the tool_call_id of {what}"),
+        media,
     )
 
 
-def _join_parts(record: Record, what: str, content: object) -> object:
+def _join_parts(record: Record, what: str, content: object) -> tuple[object, tuple[Medium, ...]]:
     if not isinstance(content, list):
-        return content
+        return content, ()
     texts: list[str] = []
+    media: list[Medium] = []
     for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
-            raise refuse(
-                record,
-                f"{what} has a part of type {kind!r}, which is not available yet",
-                "use parts of type 'text'",
-            )
-        texts.append(check_text(record, part.get("text"), f"a part of {what}"))
-    return "".join(texts)
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and kind == "text":
+            texts.append(check_text(record, part.get("text"), f"a part of {what}"))
+            continue
+        medium = read_part(record, part, what)
+        texts.append(MARKS[medium.kind])
+        media.append(medium)
+    return "".join(texts), tuple(media)
 
 
 def _read_calls(record: Record, what: str, calls: object) -> tuple[Mapping[str, Any], ...]:

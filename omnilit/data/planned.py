@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from omnilit.data.balance import balance
-from omnilit.data.batches import SampleSource, WorkerSettings, load_batches
+from omnilit.data.batches import Made, SampleSource, WorkerSettings, load_batches
 from omnilit.data.collate import PLAIN, CollateSettings, make_batch
 from omnilit.data.items import Fetched, Position, WindowLayout
 from omnilit.data.packing import Ints, PassPlan, PlanSettings, make_generator, plan_pass
+from omnilit.data.quarantine import Skipping, check_bad_fraction
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.errors import ConfigError
 
+BAD, RECORDS = "bad", "records"
 KEYS = {
     "seed": "train.seed",
     "buffer_size": "data.dyn_bsz_buffer_size",
@@ -39,6 +42,7 @@ class PlannedItems:
         fingerprint: Equal only for equal data.
         num_items: Micro-batches of a window on all ranks.
         order: The samples of a pass by its number; by default all of them, shuffled.
+        skipping: What becomes of samples whose media turn out to be bad.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class PlannedItems:
         num_items: int = 1,
         collate: CollateSettings = PLAIN,
         order: Callable[[int], Ints] | None = None,
+        skipping: Skipping | None = None,
     ) -> None:
         if settings.samples_per_item is None:
             check_budget(dataset, settings.budget.full)
@@ -61,8 +66,10 @@ class PlannedItems:
         self._num_items = num_items
         self._collate = collate
         self._order = order
+        self._skipping = skipping or Skipping()
         self._plans: dict[int, PassPlan] = {}
         self._sizes: dict[int, int] = {}
+        self._totals: Counter[str] = Counter()
         if settings.drop_last:
             self._check_steps()
 
@@ -97,11 +104,17 @@ class PlannedItems:
         """See `ItemStream`."""
         bins = self._deal(start, num_windows, layout)
         batches = load_batches(self.dataset, bins, workers=self._workers, settings=self._collate)
-        return (Fetched(batch) for batch in batches)
+        return (self._count(made) for made in batches)
 
     def empty(self) -> Fetched:
         """See `ItemStream`."""
-        return Fetched(make_batch((), self._collate))
+        return self._count(Made(make_batch((), self._collate)))
+
+    def _count(self, made: Made) -> Fetched:
+        if self._collate.media is None:
+            return Fetched(made.batch)
+        read = len(made.batch.origins) + len(made.bad)
+        return Fetched(made.batch, made.bad, {BAD: len(made.bad), RECORDS: read})
 
     def open(self, position: Position) -> Position:
         """See `ItemStream`."""
@@ -124,10 +137,18 @@ class PlannedItems:
         window: Sequence[Fetched],
         sums: Mapping[str, float],
         *,
-        start: Position,
+        start: Position,  # noqa: ARG002 - plans know it
         is_last: bool,
     ) -> None:
-        """Nothing to remember: plans are made again."""
+        """Hand on skipped records and stop at too many; plans are made again."""
+        for one in window:
+            if one.state:
+                self._skipping.on_bad(one.state)
+        if sums:
+            self._totals.update(sums)
+            num_bad, num_read = self._totals[BAD], self._totals[RECORDS]
+            limit = self._skipping.max_bad_fraction
+            check_bad_fraction(num_bad, num_read, limit=limit, is_final=is_last)
 
     def state_dict(self) -> dict[str, object]:
         """See `ItemStream`."""

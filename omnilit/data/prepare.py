@@ -16,6 +16,7 @@ import pyarrow as pa
 from omnilit.data.cache import COMPLETE, FORMAT, INFO, SCHEMA, TokenFile, pack_batch, publish
 from omnilit.data.encode import get_backend
 from omnilit.data.files import DataFile, file_size, fingerprint
+from omnilit.data.media.processor import MediaProcessor
 from omnilit.data.pool import count_cpus, map_in_order
 from omnilit.data.quarantine import (
     BadRecord,
@@ -147,6 +148,7 @@ def prepare(
     request: PrepareRequest,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    media: MediaProcessor | None = None,
     on_bad: Callable[[Sequence[BadRecord]], None] | None = None,
 ) -> PreparedInfo:
     """Tokenise the files of a request, or find the result of an earlier time.
@@ -158,6 +160,7 @@ def prepare(
     Args:
         request: What to prepare.
         tokenizer: The model's.
+        media: Of a model that takes images, videos or sounds.
         on_bad: Is given the records that were skipped, before too many of them or anything else
             stops the run.
 
@@ -169,8 +172,8 @@ def prepare(
             data set is empty, or the cache cannot be written.
         ConfigError: The tokenizer or template cannot be used.
     """
-    transform = build_transform(request.transform, tokenizer)
-    folder = request.cache_dir / cache_key(request, transform, tokenizer)
+    transform = build_transform(request.transform, tokenizer, media)
+    folder = request.cache_dir / cache_key(request, transform, tokenizer, media)
     is_new = not (folder / COMPLETE).is_file()
     if is_new:
         started = time.perf_counter()
@@ -205,7 +208,10 @@ def read_bad(info: PreparedInfo) -> Iterator[BadRecord]:
 
 
 def cache_key(
-    request: PrepareRequest, transform: Transform, tokenizer: PreTrainedTokenizerBase
+    request: PrepareRequest,
+    transform: Transform,
+    tokenizer: PreTrainedTokenizerBase,
+    media: MediaProcessor | None = None,
 ) -> str:
     """A name for the result: equal exactly when all that it depends on is."""
     template, settings, own = transform.template, request.transform, ""
@@ -221,6 +227,7 @@ def cache_key(
         "template": template.jinja if template else "",
         "transform": asdict(settings),
         "own": own,
+        "media": "" if media is None else media.fingerprint(),
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -59,6 +60,23 @@ def check_bad_fraction(
         f"data.max_bad_fraction: {limit:g}",
         fix=f"mend the data ({FILE} and omnilit data say what is wrong with each), or raise it",
     )
+
+
+def _forget(records: Sequence[BadRecord]) -> None:
+    """Do nothing with what was skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipping:
+    """What becomes of records that are found to be bad while training.
+
+    Args:
+        on_bad: Is given those that this rank skipped.
+        max_bad_fraction: Share of them, over all ranks, that stops the run.
+    """
+
+    on_bad: Callable[[Sequence[BadRecord]], None] = _forget
+    max_bad_fraction: float = 0.01
 
 
 class Quarantine:

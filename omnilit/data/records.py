@@ -15,7 +15,8 @@ from omnilit.data.messages import (
     read_tools,
     refuse,
 )
-from omnilit.types import Record
+from omnilit.data.references import KINDS, MARK, is_place, place_media, read_columns
+from omnilit.types import Medium, Record
 
 TEXT: Final = ("content_split", "text", "content")
 MEDIA: Final = ("image", "images", "video", "videos", "latents")
@@ -209,7 +210,43 @@ def _key_of(
 
 
 def _trained(record: Record, turns: tuple[Turn, ...]) -> Conversation:
+    turns = _with_columns(record, turns)
     return check_trained(record, Conversation(turns, read_tools(record)))
+
+
+def _with_columns(record: Record, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns with what columns such as `images` hold in its places, in order.
+
+    A place is `<image>` in a text, or a part of type `image` that says nothing more.
+    """
+    columns = read_columns(record)
+    if not columns and not any(turn.media for turn in turns):
+        return turns
+    left = {kind: iter(media) for kind, media in columns.items()}
+    counts = dict.fromkeys(KINDS.values(), 0)
+    placed = [
+        turn if turn.media else turn._replace(content=place_media(record, turn.content, columns))
+        for turn in turns
+    ]
+    filled: list[Turn] = []
+    for turn in placed:
+        given, media = iter(turn.media), list[Medium]()
+        for mark in MARK.findall(turn.content):
+            kind = KINDS[mark]
+            own = next(given, None)
+            if own is None or is_place(own):
+                counts[kind] += 1
+                own = next(left.get(kind, iter(())), own)
+            media.append(own or Medium(kind))
+        filled.append(turn._replace(media=tuple(media)))
+    for kind, count in counts.items():
+        if count != (number := len(columns.get(kind, ()))):
+            raise refuse(
+                record,
+                f"the text has {count} places for {kind}s from a column, the record {number}",
+                f"write <{kind}> once for each",
+            )
+    return tuple(filled)
 
 
 def _read_list(record: Record, value: Any, key: str) -> tuple[Turn, ...]:

@@ -9,6 +9,7 @@ from typing import Final
 
 from omnilit.data.anchors import SENTINEL, Anchor, Written, find_anchors, mark_calls, try_write
 from omnilit.data.messages import ASSISTANT, Turn, refuse
+from omnilit.data.references import MARK
 from omnilit.errors import DataError
 from omnilit.types import Record
 
@@ -103,6 +104,8 @@ def _words_in(piece: str, content: str) -> str | None:
 
     The prompt may have written the tag that they begin with.
     """
+    if MARK.search(content):
+        return _words_around(piece, MARK.split(content))
     words = content.strip()
     if words in piece:
         return words
@@ -113,6 +116,17 @@ def _words_in(piece: str, content: str) -> str | None:
             if rest in piece:
                 return rest
     return None
+
+
+def _words_around(piece: str, texts: Sequence[str]) -> str | None:
+    """The last words of a turn with media in it, where `piece` has all of them in order."""
+    place, words = 0, ""
+    for text in filter(None, map(str.strip, texts)):
+        place = piece.find(text, place)
+        if place < 0:
+            return None
+        place, words = place + len(text), text
+    return words
 
 
 def _find_end(written: Written, index: int) -> int | None:

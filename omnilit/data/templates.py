@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from omnilit.data import template_texts
 from omnilit.data.anchors import Written
 from omnilit.data.messages import ASSISTANT, REASONING, Conversation, Turn, refuse
+from omnilit.data.references import KINDS, MARK
 from omnilit.data.spans import find_end, find_span, is_ended, says_all
 from omnilit.errors import ConfigError, DataError, suggest
 from omnilit.registry import Registry
-from omnilit.types import Record
+from omnilit.types import Origin, Record
 
 if TYPE_CHECKING:  # workers import this package, and need no tokenizer
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 TEMPLATES: Final = ("default", "plain", "tokenizer", "chatml", "llama2", "gpt_oss")
+# Names of the reference for the template that comes with a model's processor
+OF_PROCESSOR: Final = ("qwen2vl", "qwen2_5vl", "qwen3vl", "qwen2_5omni", "qwen3moe")
 FILES: Final = (".jinja", ".jinja2", ".j2")
 # Of the templates that come with omnilit: their text, and the tokens that it writes
 BUILT_IN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -61,12 +64,15 @@ class ChatTemplate:
         jinja: Its source; what `save_pretrained` should write beside a model trained with it.
         special_tokens: Names such as `eos_token` and their texts.
         end_tokens: Texts of the special tokens, one of which ends a turn.
+        parts: Which turns are handed over as lists of parts: `never` any, those with `media`, or
+            `always` all.
     """
 
     name: str
     jinja: str
     special_tokens: Mapping[str, str]
     end_tokens: tuple[str, ...] = ()
+    parts: Literal["never", "media", "always"] = "never"
 
     @property
     def has_generation(self) -> bool:
@@ -141,6 +147,13 @@ class ChatTemplate:
             "tool_calls": ("tool_calls",) if any(t.tool_calls for t in conversation.turns) else (),
             "reasoning": REASONING if any(t.reasoning for t in conversation.turns) else (),
         }
+        if conversation.media and self.parts == "never":
+            raise refuse(
+                record,
+                f"the record has {conversation.media[0].kind}s, which data.chat_template: "
+                f"{self.name} cannot write",
+                "train a model that takes them, with the template of its processor",
+            )
         for what, names in used.items():
             if names and not any(name in self.jinja for name in names):
                 raise refuse(
@@ -206,7 +219,7 @@ class ChatTemplate:
 
         arguments: dict[str, Any] = {
             **self.special_tokens,
-            "conversations": [[to_message(turn) for turn in turns]],
+            "conversations": [[to_message(turn, parts=self.parts) for turn in turns]],
             "tools": list(tools) or None,
             "chat_template": self.jinja,
             "return_assistant_tokens_mask": is_marked,
@@ -225,21 +238,49 @@ class ChatTemplate:
         return texts[0], found
 
 
-def select_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+def select_template(
+    name: str, tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None = None
+) -> ChatTemplate:
     """The template that `data.chat_template` names.
 
     Args:
         name: `default` (the tokenizer's own where it has one, else `plain`), `tokenizer`, one of
-            `BUILT_IN`, the path of a jinja file, a name of `CHAT_TEMPLATES`, or
-            `package.module:TEXT`.
+            `BUILT_IN`, the path of a jinja file, a name of `CHAT_TEMPLATES`,
+            `package.module:TEXT`, or one of `OF_PROCESSOR` for the processor's own.
         tokenizer: Gives the special tokens and its own template.
+        processor: Of a model that takes media; its own template goes before the tokenizer's.
 
     Raises:
         ConfigError: No such name or file, a file that is no jinja, `tokenizer` where it has no
-            template, or a tokenizer that lacks the tokens that a template writes.
+            template, one of `OF_PROCESSOR` without a processor, or a tokenizer that lacks the
+            tokens that a template writes.
     """
-    special = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    ends = _special_tokens(tokenizer, special.values())
+    if processor is None and name in OF_PROCESSOR:
+        raise ConfigError(
+            key=KEY,
+            problem=f"{name} is the template of a model's processor, and there is none",
+            fix="give the folder of a model with a processor, or use another template",
+        )
+    if processor is None:
+        return _select_text(name, tokenizer)
+    name = "tokenizer" if name in OF_PROCESSOR else name
+    own = getattr(processor, "chat_template", None)
+    if isinstance(own, Mapping):
+        own = own.get("default")
+    if isinstance(own, str) and name in ("default", "tokenizer"):
+        special = _special(tokenizer)
+        return with_parts(ChatTemplate(name, own, special, _end_tokens(tokenizer, special)))
+    return with_parts(_select_text(name, tokenizer))
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Names of special tokens, and their texts."""
+    return {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+
+
+def _select_text(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    special = _special(tokenizer)
+    ends = _end_tokens(tokenizer, special)
     if name == "default":
         name = "tokenizer" if tokenizer.chat_template else "plain"
     if name == "tokenizer":
@@ -267,9 +308,9 @@ def check_template_name(name: str) -> None:
     Raises:
         ConfigError: It does not.
     """
-    if name in TEMPLATES or name.endswith(FILES) or name in CHAT_TEMPLATES:
+    if name in (*TEMPLATES, *OF_PROCESSOR) or name.endswith(FILES) or name in CHAT_TEMPLATES:
         return
-    known = (*TEMPLATES, *CHAT_TEMPLATES)
+    known = (*TEMPLATES, *OF_PROCESSOR, *CHAT_TEMPLATES)
     hint = suggest(name, known)
     raise ConfigError(
         key=KEY,
@@ -279,11 +320,11 @@ def check_template_name(name: str) -> None:
     )
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, named: Iterable[str]) -> tuple[str, ...]:
+def _end_tokens(tokenizer: PreTrainedTokenizerBase, named: Mapping[str, str]) -> tuple[str, ...]:
     """Named or marked as special; not those that only stand in words, such as <tool_call>."""
     added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     marked = [str(token) for token in added.values() if token.special]
-    return tuple(dict.fromkeys([*marked, *named]))
+    return tuple(dict.fromkeys([*marked, *named.values()]))
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -337,9 +378,47 @@ def _check_jinja(text: str, where: str) -> str:
     return text
 
 
-def to_message(turn: Turn) -> dict[str, Any]:
+def with_parts(template: ChatTemplate) -> ChatTemplate:
+    """The template, handed parts where it reads them; as it is where it does not.
+
+    Templates of processors differ: some read parts alone, some a text where there is only text.
+    """
+    word = "zqxPARTSxqz"
+    said = Turn("user", word, 0.0)
+    can_read = {
+        parts: _says(replace(template, parts=parts), said, word) for parts in ("never", "always")
+    }
+    if not can_read["always"]:
+        return template
+    return replace(template, parts="media" if can_read["never"] else "always")
+
+
+def _says(template: ChatTemplate, turn: Turn, word: str) -> bool:
+    record = Record({}, Origin("", "", 0))
+    try:
+        text = template.render(Conversation((turn,)), record).text
+    except DataError:
+        return False
+    return text.count(word) == 1 and "'type'" not in text
+
+
+def split_parts(content: str) -> list[dict[str, str]]:
+    """A text with marks as the list of parts that templates read."""
+    parts = [
+        {"type": KINDS[piece]} if piece in KINDS else {"type": "text", "text": piece}
+        for piece in re.split(f"({MARK.pattern})", content)
+        if piece
+    ]
+    return parts or [{"type": "text", "text": ""}]
+
+
+def to_message(
+    turn: Turn, *, parts: Literal["never", "media", "always"] = "never"
+) -> dict[str, Any]:
     """A turn in the form that templates read."""
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    has_parts = parts == "always" or (parts == "media" and bool(turn.media))
+    content = split_parts(turn.content) if has_parts else turn.content
+    message: dict[str, Any] = {"role": turn.role, "content": content}
     if turn.reasoning:
         message["reasoning_content"] = turn.reasoning
     if turn.tool_calls:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from omnilit.data.encode import (
     to_sample,
 )
 from omnilit.data.labels import count_targets
-from omnilit.data.messages import Conversation, refuse
+from omnilit.data.media.places import Expanded, expand, find_blocks
+from omnilit.data.media.processor import MediaProcessor
+from omnilit.data.messages import Conversation, keep_images, refuse
+from omnilit.data.outcomes import Outcome, join_outcomes
 from omnilit.data.own_transform import KEY, check_samples
 from omnilit.data.quarantine import BadRecord
 from omnilit.data.records import (
@@ -29,11 +32,11 @@ from omnilit.data.records import (
     to_pair,
     to_text,
 )
-from omnilit.data.templates import ChatTemplate, Rendered, check_end_token, select_template
-from omnilit.data.truncation import fit_length, list_starts
+from omnilit.data.templates import ChatTemplate, check_end_token, select_template
+from omnilit.data.truncation import Fitted, fit_length, list_starts
 from omnilit.errors import ConfigError, DataError, suggest
 from omnilit.registry import Registry
-from omnilit.types import IGNORE, Record, Sample
+from omnilit.types import IGNORE, Medium, Record, Sample
 
 if TYPE_CHECKING:  # workers import this package, and need no tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -70,26 +73,6 @@ class TransformSettings:
     truncation_side: Side = "right"
     transform: str | None = None
     classes: tuple[str, ...] | None = None
-
-
-class Outcome(NamedTuple):
-    """What became of a batch of records.
-
-    Args:
-        samples: Of all records, in order.
-        num_truncated: Records that lost tokens.
-        num_cut: Those of them that end or begin within a message.
-        num_dropped: Records left out for their length.
-        num_unsupervised: Records left out because truncation left nothing to train.
-        bad: Records that cannot be used.
-    """
-
-    samples: list[Sample]
-    num_truncated: int = 0
-    num_cut: int = 0
-    num_dropped: int = 0
-    num_unsupervised: int = 0
-    bad: tuple[BadRecord, ...] = ()
 
 
 class Transform(Protocol):
@@ -153,29 +136,31 @@ class ConversationTransform:
         encoder: Tokenises.
         template: Says which text is trained.
         settings: Fields, length and what to do beyond it.
+        media: Writes the places of images, videos and sounds; None for a model of text.
     """
 
     encoder: Encoder
     template: ChatTemplate
     settings: TransformSettings
+    media: MediaProcessor | None = None
 
     def encode(self, records: Sequence[Record]) -> Outcome:
         """Tokenise a batch; see `Transform`."""
         samples: list[Sample] = []
         num_truncated = num_cut = num_dropped = num_unsupervised = 0
-        keys = self.settings.text_keys
-        said = [to_conversation(record, keys) for record in records]
-        written = [self.template.render(one, r) for one, r in zip(said, records, strict=True)]
-        encoded = encode_rendered(self.encoder, written, records)
+        said = [self._read(record) for record in records]
+        written = [self._write(one, r) for one, r in zip(said, records, strict=True)]
+        encoded = encode_rendered(self.encoder, [one.rendered for one in written], records)
         for tokens, one, record, text in zip(encoded, said, records, written, strict=True):
+            blocks = self._blocks(tokens, text, record)
             find = partial(_find_starts, self, one, record, text, tokens)
-            fitted, is_cut = fit_length(tokens, record, self.settings, find)
-            if fitted is None:
+            fitted = fit_length(tokens, record, self.settings, find, blocks)
+            if fitted.tokens is None:
                 num_dropped += 1
                 continue
-            num_truncated += len(fitted.ids) < len(tokens.ids)
-            num_cut += is_cut
-            sample = to_sample(fitted, record)
+            num_truncated += len(fitted.tokens.ids) < len(tokens.ids)
+            num_cut += fitted.is_cut
+            sample = self._to_sample(fitted, blocks, text.media, record)
             if count_targets(sample):
                 samples.append(sample)
             else:
@@ -184,11 +169,47 @@ class ConversationTransform:
 
     def check(self, record: Record) -> None:
         """Decode what is trained and compare it with what was said; see `check_mask`."""
-        conversation = to_conversation(record, self.settings.text_keys)
+        conversation = self._read(record)
         self.template.check_header(conversation, record)
-        rendered = self.template.render(conversation, record)
+        rendered = self._write(conversation, record).rendered
         (tokens,) = encode_rendered(self.encoder, [rendered], [record])
         check_mask(tokens, rendered, record, self.encoder)
+
+    def _read(self, record: Record) -> Conversation:
+        conversation = to_conversation(record, self.settings.text_keys)
+        limit = None if self.media is None else self.media.config.max_image_nums
+        return conversation if limit is None else keep_images(conversation, limit)
+
+    def _write(self, conversation: Conversation, record: Record) -> Expanded:
+        rendered = self.template.render(conversation, record)
+        if self.media is None or not conversation.media:
+            return Expanded(rendered)
+        return expand(rendered, conversation.media, record, self.media)
+
+    def _blocks(self, tokens: Tokens, text: Expanded, record: Record) -> list[tuple[int, int]]:
+        if self.media is None:
+            return []
+        return find_blocks(tokens, text.media, record, self.media)
+
+    def _to_sample(
+        self,
+        fitted: Fitted,
+        blocks: Sequence[tuple[int, int]],
+        media: Sequence[Medium],
+        record: Record,
+    ) -> Sample:
+        """What was kept, with the media whose places were; these are never trained."""
+        assert fitted.tokens is not None
+        sample = to_sample(fitted.tokens, record)
+        if self.media is None or not media:
+            return sample
+        labels = np.where(self.media.is_place(sample.input_ids), np.int32(IGNORE), sample.labels)
+        kept = [
+            medium
+            for medium, (start, end) in zip(media, blocks, strict=True)
+            if start >= fitted.start and end <= fitted.end
+        ]
+        return replace(sample, labels=labels, media=tuple(kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +234,9 @@ class PreferenceTransform:
         num_truncated = num_cut = num_dropped = num_unsupervised = 0
         for record in records:
             pair = to_pair(record, self.settings.text_keys)
+            if any(side.media for side in pair):
+                problem = "images, videos and sounds in preference pairs are not available yet"
+                raise refuse(record, problem, "use data.data_type: conversation")
             written = [self.template.render(side, record) for side in pair]
             both = encode_rendered(self.encoder, written, [record] * len(written))
             fitted = [
@@ -220,17 +244,17 @@ class PreferenceTransform:
                     tokens,
                     record,
                     self.settings,
-                    partial(_find_starts, self, side, record, text, tokens),
+                    partial(_find_starts, self, side, record, Expanded(text), tokens),
                 )
                 for tokens, side, text in zip(both, pair, written, strict=True)
             ]
-            sides = [to_sample(tokens, record) for tokens, _ in fitted if tokens is not None]
+            sides = [to_sample(one.tokens, record) for one in fitted if one.tokens is not None]
             if len(sides) < 2:
                 num_dropped += 1
                 continue
             pairs = zip(sides, both, strict=True)
             num_truncated += any(len(side) < len(tokens.ids) for side, tokens in pairs)
-            num_cut += any(is_cut for _, is_cut in fitted)
+            num_cut += any(one.is_cut for one in fitted)
             if all(map(count_targets, sides)):
                 samples.append(_join_pair(*sides))
             else:
@@ -366,8 +390,17 @@ class DiffusionCheck:
         """Nothing to see beyond `encode`."""
 
 
-def build_transform(settings: TransformSettings, tokenizer: PreTrainedTokenizerBase) -> Transform:
+def build_transform(
+    settings: TransformSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    media: MediaProcessor | None = None,
+) -> Transform:
     """The transform of a type of data.
+
+    Args:
+        settings: Say which one.
+        tokenizer: The model's.
+        media: Of a model that takes images, videos or sounds.
 
     Raises:
         ConfigError: An unknown type of data, a template or a tokenizer that cannot be used.
@@ -393,11 +426,11 @@ def build_transform(settings: TransformSettings, tokenizer: PreTrainedTokenizerB
     encoder = Encoder.of(tokenizer)
     if kind == "plaintext":
         return PlaintextTransform(encoder, settings, check_end_token(tokenizer))
-    template = select_template(settings.chat_template, tokenizer)
-    build: Callable[..., Transform] = (
-        ConversationTransform if kind == "conversation" else PreferenceTransform
-    )
-    return build(encoder, template, settings)
+    processor = None if media is None else media.processor
+    template = select_template(settings.chat_template, tokenizer, processor)
+    if kind == "dpo":
+        return PreferenceTransform(encoder, template, settings)
+    return ConversationTransform(encoder, template, settings, media)
 
 
 def encode_or_skip(transform: Transform, records: Sequence[Record], *, is_silent: bool) -> Outcome:
@@ -425,28 +458,17 @@ def encode_or_skip(transform: Transform, records: Sequence[Record], *, is_silent
     return join_outcomes(parts)
 
 
-def join_outcomes(parts: Sequence[Outcome]) -> Outcome:
-    """What became of several batches, as of one."""
-    return Outcome(
-        [sample for part in parts for sample in part.samples],
-        sum(part.num_truncated for part in parts),
-        sum(part.num_cut for part in parts),
-        sum(part.num_dropped for part in parts),
-        sum(part.num_unsupervised for part in parts),
-        tuple(bad for part in parts for bad in part.bad),
-    )
-
-
 def _find_starts(
     transform: ConversationTransform | PreferenceTransform,
     conversation: Conversation,
     record: Record,
-    rendered: Rendered,
+    text: Expanded,
     tokens: Tokens,
 ) -> list[int]:
     """Tokens with which a conversation may begin that loses its first messages."""
-    chars = transform.template.find_starts(conversation, record, rendered.text)
-    places = find_tokens(transform.encoder, rendered, tokens, chars)
+    before = text.before or text.rendered
+    chars = map(text.find, transform.template.find_starts(conversation, record, before.text))
+    places = find_tokens(transform.encoder, text.rendered, tokens, list(chars))
     return list_starts(conversation.turns, places)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,35 +31,52 @@ class LengthSettings(Protocol):
         ...
 
 
+class Fitted(NamedTuple):
+    """What is kept of a conversation.
+
+    Args:
+        tokens: None for a record that is to be left out.
+        is_cut: They end or begin within a turn.
+        start: The first of them.
+    """
+
+    tokens: Tokens | None
+    is_cut: bool = False
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        """Behind the last of them."""
+        return self.start + (0 if self.tokens is None else len(self.tokens.ids))
+
+
 def fit_length(
     tokens: Tokens,
     record: Record,
     settings: LengthSettings,
     find_starts: Callable[[], Sequence[int]],
-) -> tuple[Tokens | None, bool]:
+    blocks: Sequence[tuple[int, int]] = (),
+) -> Fitted:
     """The tokens cut to `max_seq_len`.
 
     On the right the text ends behind the last trained turn that fits whole, so that no answer
     loses its end and no question its answer. On the left it begins with the first whole message
     that fits with all that follows. Where there is none, the text is cut at the limit, within a
-    message.
+    message, but never within a block: there it loses the whole of it.
 
     Args:
         tokens: Of a whole conversation.
         record: For messages.
         settings: Length, and what to do beyond it.
         find_starts: Says where it may begin, ascending; asked only for what is cut on the left.
-
-    Returns:
-        The tokens, or None for a record that is to be left out; and whether they end or begin
-        within a turn.
+        blocks: Tokens [start, end) that stay together: those of an image.
 
     Raises:
         DataError: The record is longer and `overlong` is `error`.
     """
     size, limit = len(tokens.ids), settings.max_seq_len
     if size <= limit:
-        return tokens, False
+        return Fitted(tokens)
     if settings.overlong == "error":
         raise refuse(
             record,
@@ -67,13 +84,16 @@ def fit_length(
             "raise data.max_seq_len, or set data.overlong to truncate or drop",
         )
     if settings.overlong == "drop":
-        return None, False
+        return Fitted(None)
     if settings.truncation_side == "right":
         edges = np.flatnonzero(np.diff(tokens.is_label, prepend=False, append=False)).tolist()
         fitting = [end for end in edges[1::2] if end <= limit]
-        return _cut(tokens, 0, fitting[-1] if fitting else limit), not fitting
+        end = fitting[-1] if fitting else min([limit, *(a for a, b in blocks if a < limit < b)])
+        return Fitted(_cut(tokens, 0, end) if end else None, not fitting)
     fitting = [start for start in find_starts() if size - start <= limit]
-    return _cut(tokens, fitting[0] if fitting else size - limit, size), not fitting
+    first = size - limit
+    start = fitting[0] if fitting else max([first, *(b for a, b in blocks if a < first < b)])
+    return Fitted(_cut(tokens, start, size) if start < size else None, not fitting, start)
 
 
 def list_starts(turns: Sequence[Turn], places: Sequence[int]) -> list[int]:

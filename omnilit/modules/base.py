@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
 from typing_extensions import override
 
 from omnilit.checkpoint.data_state import seed_random
@@ -25,6 +26,7 @@ from omnilit.config import (
     OpsImplementationConfig,
     TrainingArguments,
 )
+from omnilit.data.media.processor import find_processor
 from omnilit.data.prompts import PromptSet
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
@@ -214,6 +216,13 @@ class OmniModule(LightningModule):
         refuse_classifier(config)
         (choose_towers if self.takes_media else choose_language_model)(config)
         return config
+
+    @cached_property
+    def processor(self) -> ProcessorMixin | None:
+        """Prepares images, videos and sounds; None for text alone."""
+        if not self.takes_media or self.tokenizer_path is None:
+            return None
+        return find_processor(self.tokenizer_path, trust_remote_code=self.trust_remote_code)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

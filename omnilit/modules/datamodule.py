@@ -13,10 +13,12 @@ from typing_extensions import override
 
 from omnilit.config import DataloaderConfig, TrainingArguments
 from omnilit.config.data import micro_batch_tokens
+from omnilit.config.media import read_media_config
 from omnilit.data.collate import COLLATORS
 from omnilit.data.encode import Encoder, decode_spans
 from omnilit.data.epochs import EpochSteps
 from omnilit.data.evaluation import EvalLoader
+from omnilit.data.media.processor import MediaProcessor, check_sample_rate
 from omnilit.data.planned import PlannedItems
 from omnilit.data.prompts import PromptSet, take_prompts
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
@@ -59,7 +61,7 @@ class OmniDataModule(LightningDataModule):
         max_seq_len: Longest sample, in tokens.
         silent_exception: Skip records that cannot be used.
         dataloader: Worker processes.
-        mm_configs: How images, videos and sounds are prepared.
+        mm_configs: How images, videos and sounds are prepared; the keys of `MediaConfig`.
         overlong: What to do with a longer sample.
         truncation_side: Which side loses tokens.
         max_bad_fraction: Share of skipped records above which the run stops.
@@ -98,7 +100,7 @@ class OmniDataModule(LightningDataModule):
         train: TrainingArguments = TrainingArguments(),
     ) -> None:
         super().__init__()
-        later = {"data_type": data_type, "mm_configs": mm_configs}
+        later = {"data_type": data_type}
         refuse_arguments(OmniDataModule, "data", later)
         refuse_unavailable(dataloader, "data.dataloader")
         refuse_unavailable(train, "train")
@@ -139,6 +141,8 @@ class OmniDataModule(LightningDataModule):
         )
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._media_config = read_media_config(mm_configs)
+        self._media: MediaProcessor | None = None
         self._quarantined = Quarantine(Path(train.checkpoint.output_dir) / FILE)
 
     @property
@@ -159,7 +163,10 @@ class OmniDataModule(LightningDataModule):
         check_positions(self.max_seq_len, module.model_config, is_loud=is_first)
         self.transform = settle_classes(self.transform, module.model_config)
         self._preparation = replace(self._preparation, transform=self.transform)
-        factory = LoaderFactory(self._settings, self._preparation, topology, self._tokenizer)
+        self._media = self._find_media(module)
+        factory = LoaderFactory(
+            self._settings, self._preparation, topology, self._tokenizer, self._media
+        )
         if stage == "fit" and "train" not in self._loaders:
             accumulation = self._set_accumulation(topology)
             self._log_pinning(topology)
@@ -264,13 +271,22 @@ class OmniDataModule(LightningDataModule):
             )
         return module
 
+    def _find_media(self, module: OmniModule) -> MediaProcessor | None:
+        """What the model takes beside text; None for a model of text."""
+        if module.processor is None:
+            return None
+        media = MediaProcessor(module.processor, self._media_config)
+        check_sample_rate(media)
+        return media
+
     def _find_template(self) -> ChatTemplate | None:
         """How conversations are written; None where there are none."""
         assert self._tokenizer is not None
         if self.transform.transform is not None:
-            return build_transform(self.transform, self._tokenizer).template
+            return build_transform(self.transform, self._tokenizer, self._media).template
         if self.transform.data_type in ("conversation", "dpo"):
-            return select_template(self.transform.chat_template, self._tokenizer)
+            processor = None if self._media is None else self._media.processor
+            return select_template(self.transform.chat_template, self._tokenizer, processor)
         if self.transform.data_type == CLASSIFICATION and self.transform.chat_template != "default":
             return select_template(self.transform.chat_template, self._tokenizer)
         return None

@@ -14,6 +14,7 @@ from omnilit.data.collate import CollateSettings, Collator
 from omnilit.data.epochs import EpochLength
 from omnilit.data.evaluation import EvalLoader
 from omnilit.data.items import ItemStream, WindowLayout
+from omnilit.data.media.processor import MediaProcessor
 from omnilit.data.mixing import MixedSamples, MixOrder
 from omnilit.data.packing import PlanSettings
 from omnilit.data.planned import PlannedItems
@@ -60,12 +61,14 @@ class LoaderFactory:
         preparation: The sources.
         topology: This rank's place among those that read data.
         tokenizer: The model's.
+        media: Of a model that takes images, videos or sounds.
     """
 
     settings: LoaderSettings
     preparation: Preparation
     topology: Topology
     tokenizer: PreTrainedTokenizerBase
+    media: MediaProcessor | None = None
 
     def train_loader(self, accumulation: int) -> TrainLoader:
         """The loader of windows of `accumulation` micro-batches.
@@ -95,19 +98,24 @@ class LoaderFactory:
 
     def eval_loader(self) -> EvalLoader:
         """The loader of the data to evaluate on; raises as `train_loader` does."""
-        (dataset,) = self.preparation.prepare("eval", self.tokenizer)
+        (dataset,) = self.preparation.prepare("eval", self.tokenizer, self.media)
         return EvalLoader(
             dataset,
             budget=self.settings.budget,
             layout=WindowLayout(self.topology.data_rank, self.topology.data_size, 1),
             workers=self._workers,
             settings=self._collate(has_weights=dataset.has_weights),
+            skipping=self.preparation.skipping,
+            agree=self._agree,
         )
+
+    def _agree(self, error: BaseException | None) -> None:
+        sum_or_raise({}, error, device=self.topology.device)
 
     def _planned(self, layout: WindowLayout, budget: BudgetSchedule) -> ItemStream:
         """Items of data that was tokenised before."""
         given, mixture = self.settings, self.preparation.mixture
-        datasets = self.preparation.prepare("train", self.tokenizer)
+        datasets = self.preparation.prepare("train", self.tokenizer, self.media)
         train = given.train
         settings = PlanSettings(
             train.seed,
@@ -130,12 +138,13 @@ class LoaderFactory:
             num_items=layout.num_items,
             collate=self._collate(self.preparation.source_names, has_weights=has_weights),
             order=order,
+            skipping=self.preparation.skipping,
         )
 
     def _streamed(self, layout: WindowLayout, budget: BudgetSchedule) -> ItemStream:
         """Items of data that is tokenised while it is trained on."""
         given, sources = self.settings, self.preparation
-        transform = build_transform(sources.transform, self.tokenizer)
+        transform = build_transform(sources.transform, self.tokenizer, self.media)
         train = given.train
         files = tuple(request.files for request in sources.requests("train"))
         nothing_read = PrepareRequest((), sources.transform, Path())
@@ -148,7 +157,7 @@ class LoaderFactory:
             drop_last=not train.dyn_bsz and given.dataloader.drop_last,
             is_silent=sources.silent_exception,
         )
-        key = cache_key(nothing_read, transform, self.tokenizer)
+        key = cache_key(nothing_read, transform, self.tokenizer, self.media)
         # weights may come with any record
         has_weights = sources.transform.data_type in ("conversation", "dpo")
         has_weights |= sources.transform.transform is not None
@@ -172,6 +181,8 @@ class LoaderFactory:
             collator=given.collator,
             has_pairs=self.preparation.transform.data_type == "dpo",
             has_classes=self.preparation.transform.data_type == CLASSIFICATION,
+            media=self.media,
+            is_silent=self.preparation.silent_exception,
         )
 
     @property

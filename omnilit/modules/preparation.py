@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from omnilit.data.cache import TokenDataset, open_prepared
+from omnilit.data.media.processor import MediaProcessor
 from omnilit.data.multisource import Mixture, SourceSpec
 from omnilit.data.prepare import PreparedInfo, PrepareRequest, prepare
-from omnilit.data.quarantine import BadRecord
+from omnilit.data.quarantine import BadRecord, Skipping
 from omnilit.data.transforms import TransformSettings
 from omnilit.modules.data_requests import find_mixture, prepare_requests
 from omnilit.parallel.collectives import run_on_first
@@ -51,6 +52,11 @@ class Preparation:
         return find_mixture(self._path("train"), key="data.train_path")
 
     @property
+    def skipping(self) -> Skipping:
+        """What becomes of records that are found to be bad while training."""
+        return Skipping(self.on_bad, self.max_bad_fraction)
+
+    @property
     def sources(self) -> Mixture:
         """What is trained on, as a mixture of one where there is one source."""
         return self.mixture or Mixture((self._only_source("train"),))
@@ -80,12 +86,18 @@ class Preparation:
             max_bad_fraction=self.max_bad_fraction,
         )
 
-    def prepare(self, name: str, tokenizer: PreTrainedTokenizerBase) -> list[TokenDataset]:
+    def prepare(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        media: MediaProcessor | None = None,
+    ) -> list[TokenDataset]:
         """Tokenise on rank 0 only, into a cache on a file system that all ranks share.
 
         Args:
             name: `train` or `eval`.
             tokenizer: The model's.
+            media: Of a model that takes images, videos or sounds.
 
         Raises:
             DataError: A record cannot be used, see `data.prepare.prepare`; on all ranks.
@@ -95,7 +107,8 @@ class Preparation:
             return self._datasets[name]
 
         def prepare_all() -> list[PreparedInfo]:
-            return [prepare(one, tokenizer, on_bad=self.on_bad) for one in self.requests(name)]
+            requests = self.requests(name)
+            return [prepare(one, tokenizer, media=media, on_bad=self.on_bad) for one in requests]
 
         infos = run_on_first(prepare_all, name=f"prepare/{name}")
         self.infos.update({_part_name(name, info["source"]): info for info in infos})

@@ -12,7 +12,13 @@ from typing import Any, Final
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from omnilit.data.batches import WorkerSettings, loader_arguments, run_loader
+from omnilit.data.batches import (
+    WorkerSettings,
+    loader_arguments,
+    make_or_skip,
+    raise_failed,
+    run_loader,
+)
 from omnilit.data.collate import PLAIN, CollateSettings, make_batch
 from omnilit.data.files import DataFile, file_size, sampled_fingerprint
 from omnilit.data.items import Fetched, Position, WindowLayout
@@ -184,7 +190,7 @@ class StreamedItems:
             numbers=_item_numbers(start, num_windows, layout),
         )
         loader = DataLoader(source, **loader_arguments(self._workers))
-        return map(_raise_failed, run_loader(loader))
+        return map(raise_failed, run_loader(loader))
 
     def _warn_of_readers(self, layout: WindowLayout) -> None:
         shards, readers = self.settings.num_shards, max(self._workers.num_workers, 1)
@@ -341,8 +347,9 @@ class _Items(IterableDataset[Fetched | OmniError]):
         shard.go_to(self._pass_index, number // num_shards)
         item = shard.next_item()
         counts = {name: float(item.counts.get(name, 0)) for name in COUNTS}
-        batch = make_batch(item.samples, self._collate)
-        return Fetched(batch, (index, item.state, item.bad), counts)
+        batch, bad = make_or_skip(item.samples, self._collate)
+        counts[BAD] += len(bad)
+        return Fetched(batch, (index, item.state, (*item.bad, *bad)), counts)
 
     def _open(self, index: int) -> Shard:
         if index not in self._shards:
@@ -378,9 +385,3 @@ def _item_numbers(start: Position, num_windows: int, layout: WindowLayout) -> ra
     """The items of a rank: every `data_size`-th of all windows."""
     first = start.items + layout.data_rank
     return range(first, start.items + num_windows * layout.num_items, layout.data_size)
-
-
-def _raise_failed(found: Fetched | OmniError) -> Fetched:
-    if isinstance(found, OmniError):
-        raise found
-    return found

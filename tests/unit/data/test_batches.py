@@ -10,13 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from omnilit.data.batches import WorkerSettings, load_batches
+from omnilit.data.batches import Made, WorkerSettings, load_batches
 from omnilit.errors import DataError
-from omnilit.types import MicroBatch
 from tests.helpers.samples import CountingSource
 
 
-def load(number: int = 40) -> Iterator[MicroBatch]:
+def load(number: int = 40) -> Iterator[Made]:
     bins = ([i] for i in range(number))
     return load_batches(CountingSource([4] * number), bins, workers=WorkerSettings(2))
 

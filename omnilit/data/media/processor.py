@@ -1,0 +1,354 @@
+"""A model's own processor of transformers: what it writes for a medium, and makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from omnilit.config.media import MediaConfig
+from omnilit.errors import ConfigError
+from omnilit.types import MODALITIES
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import ProcessorMixin
+
+KEY: Final = "model.tokenizer_path"
+FILES: Final = ("processor_config.json", "preprocessor_config.json")
+PARTS: Final = {
+    "image": ("image_processor",),
+    "video": ("video_processor",),
+    "audio": ("feature_extractor", "audio_processor"),
+}
+OFFSETS: Final = "text_replacement_offsets"
+ASKED: Final = {f"return_{OFFSETS}": True, "return_tensors": "pt"}
+TYPES: Final = ("mm_token_type_ids", "token_type_ids")  # which tokens are of which kind
+TEXT: Final = frozenset({"input_ids", "attention_mask", OFFSETS, *TYPES})
+# How processors name the tokens around a medium
+AROUND: Final = ("vision", "image", "video", "audio")
+SIDES: Final = ("start", "end", "bos", "eos")
+PROBES: Final = ((64, 96), (333, 151))  # heights and widths that a formula is tried with
+
+
+class Clip(NamedTuple):
+    """The frames that are taken of a video.
+
+    Args:
+        size: Height and width of each.
+        indices: Which frames of the video they are.
+        fps: Frames of the video a second.
+        total: Frames of the video.
+    """
+
+    size: tuple[int, int]
+    indices: tuple[int, ...]
+    fps: float
+    total: int
+
+
+class Decoded(NamedTuple):
+    """What was read of the media of a micro-batch, in the order of their places.
+
+    Args:
+        kinds: Of each medium.
+        images: Of the kind `image`.
+        videos: Frames of each video, uint8 [F, 3, H, W].
+        clips: Where these come from.
+        sounds: Samples of each, float32 [S].
+    """
+
+    kinds: list[str]
+    images: list[Image.Image]
+    videos: list[Tensor]
+    clips: list[Clip]
+    sounds: list[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class MediaProcessor:
+    """A processor, and how media are prepared for it.
+
+    What it writes for a medium is asked of the processor itself, with a blank one of the same
+    size, and remembered. Where the processor has a formula for the number of places and that
+    agrees with what it does, the formula is asked.
+
+    Args:
+        processor: Of transformers.
+        config: `data.mm_configs`.
+    """
+
+    processor: ProcessorMixin
+    config: MediaConfig = field(default_factory=MediaConfig)
+    _texts: dict[object, str] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is remembered."""
+        return {"processor": self.processor, "config": self.config, "_texts": {}}
+
+    @cached_property
+    def tokens(self) -> dict[str, str]:
+        """The token that stands for each kind of medium that the model takes."""
+        found = {}
+        for kind in MODALITIES:
+            token = getattr(self.processor, f"{kind}_token", None)
+            if isinstance(token, str) and self._part(kind) is not None:
+                found[kind] = token
+        return found
+
+    @cached_property
+    def places(self) -> dict[str, list[int]]:
+        """The ids of the tokens that a medium of each kind takes the places of."""
+        found = {kind: getattr(self.processor, f"{kind}_token_ids", []) for kind in self.tokens}
+        return {kind: [i for i in ids if i is not None] for kind, ids in found.items()}
+
+    @cached_property
+    def edges(self) -> frozenset[int]:
+        """The ids of the tokens that stand around a medium."""
+        tokenizer: Any = self.processor.tokenizer
+        names = [f"{what}_{side}_token" for what in AROUND for side in SIDES]
+        texts = [getattr(one, name, None) for one in (self.processor, tokenizer) for name in names]
+        named = [text for text in texts if isinstance(text, str)]
+        return frozenset(tokenizer.convert_tokens_to_ids(named))
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second of sounds."""
+        return self.config.sample_rate
+
+    @cached_property
+    def types_name(self) -> str | None:
+        """What the model calls the kinds of its tokens, where it is told them."""
+        text = "".join(self.tokens.values()) and self._blank_image((64, 64))
+        return next((name for name in TYPES if text and name in text), None)
+
+    def fingerprint(self) -> str:
+        """Another text where the same media have other places."""
+        settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        return hashlib.blake2b(f"{settings} {self.config}".encode(), digest_size=16).hexdigest()
+
+    def count_places(self, text: str) -> int:
+        """Tokens of a text that are places of media."""
+        tokenizer: Any = self.processor.tokenizer
+        ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return int(self.is_place(ids).sum())
+
+    def is_place(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which tokens are places of media; shape of `ids`."""
+        return np.isin(ids, [one for ids in self.places.values() for one in ids])
+
+    def token_types(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """0 for text, else the kind of each token, as transformers counts them; shape of `ids`."""
+        return np.asarray(self.processor.create_mm_token_type_ids([ids.tolist()])[0], np.int64)
+
+    def write_image(self, size: tuple[int, int]) -> str:
+        """What stands in the text for an image.
+
+        Args:
+            size: Its height and width, as `data.mm_configs` leave it.
+
+        Raises:
+            ValueError: The processor takes no such image.
+        """
+        key = ("image", size)
+        if key not in self._texts:
+            if self._has_image_formula:
+                self._texts[key] = self.tokens["image"] * self._count_image(size)
+            else:
+                self._texts[key] = _replacement(self._blank_image(size))
+        return self._texts[key]
+
+    def write_video(self, clip: Clip) -> str:
+        """What stands in the text for a video; raises as `write_image`."""
+        if not self._has_video_formula:
+            return _replacement(self._blank_video(clip))
+        return self._write_clip(clip)
+
+    def write_sound(self, num_samples: int) -> str:
+        """What stands in the text for a sound; raises as `write_image`."""
+        extractor = self._part("audio")
+        hop = int(getattr(extractor, "hop_length", 1))
+        key = ("audio", num_samples // hop)
+        if key not in self._texts:
+            blank = np.zeros(num_samples, np.float32)
+            self._texts[key] = _replacement(self._call("audio", audio=[blank]))
+        return self._texts[key]
+
+    def process(self, media: Decoded) -> tuple[dict[str, Tensor], list[str]]:
+        """What a model takes of media, and what stands in the text for each.
+
+        Returns:
+            Tensors under the names of the model's `forward`, and the texts in the order of
+            the places.
+
+        Raises:
+            ValueError: The processor takes no such media.
+        """
+        given: dict[str, Any] = {}
+        if media.images:
+            given["images"] = media.images
+        if media.videos:
+            given |= {"videos": media.videos, **_describe(media.clips)}
+        if media.sounds:
+            given |= {"audio": media.sounds}
+        text = "".join(self.tokens[kind] for kind in media.kinds)
+        found = self._run(text, given)
+        tensors = {
+            name: value
+            for name, value in found.items()
+            if name not in TEXT and isinstance(value, Tensor)
+        }
+        return tensors, [one["replacement"] for one in found[OFFSETS][0]]
+
+    @cached_property
+    def _has_image_formula(self) -> bool:
+        """Whether images are so many tokens as the processor's formula says, and nothing more."""
+        part = self._part("image")
+        if not hasattr(part, "get_number_of_image_patches") or not hasattr(part, "merge_size"):
+            return False
+        token = self.tokens["image"]
+        return all(
+            _replacement(self._blank_image(size)) == token * self._count_image(size)
+            for size in PROBES
+        )
+
+    @cached_property
+    def _has_video_formula(self) -> bool:
+        """The same of videos, whose text the processor writes from the numbers of patches."""
+        part = self._part("video")
+        if not hasattr(part, "get_num_of_video_patches") or not hasattr(part, "merge_size"):
+            return False
+        clips = [Clip(size, (0, 2, 4, 6), 8.0, 9) for size in PROBES]
+        return all(_replacement(self._blank_video(one)) == self._write_clip(one) for one in clips)
+
+    def _count_image(self, size: tuple[int, int]) -> int:
+        part = self._part("image")
+        return int(part.get_number_of_image_patches(*size, {})) // part.merge_size**2
+
+    def _write_clip(self, clip: Clip) -> str:
+        part = self._part("video")
+        frames = len(clip.indices)
+        patches = int(part.get_num_of_video_patches(frames, *clip.size, {}))
+        steps = -(-frames // part.temporal_patch_size)
+        grid = torch.tensor([[steps, 1, patches // steps]])
+        inputs = {"video_grid_thw": grid, **_describe([clip])}
+        kwargs = {"load_audio_from_video": False}  # what omni models ask for
+        return self.processor.replace_video_token(inputs, 0, **kwargs)
+
+    def _blank_image(self, size: tuple[int, int]) -> Mapping[str, Any]:
+        from PIL import Image
+
+        return self._call("image", images=[Image.new("RGB", (size[1], size[0]))])
+
+    def _blank_video(self, clip: Clip) -> Mapping[str, Any]:
+        frames = torch.zeros(len(clip.indices), 3, *clip.size, dtype=torch.uint8)
+        return self._call("video", videos=[frames], **_describe([clip]))
+
+    def _call(self, kind: str, **given: Any) -> Mapping[str, Any]:
+        return self._run(self.tokens[kind], given)
+
+    def _run(self, text: str, given: dict[str, Any]) -> Mapping[str, Any]:
+        processor: Any = self.processor
+        if "videos" in given:
+            given["do_sample_frames"] = False
+        if "audio" in given:
+            given["sampling_rate"] = self.sample_rate
+        found = processor(text=[text], **ASKED, **given)
+        if OFFSETS not in found:
+            raise ConfigError(
+                key=KEY,
+                problem=f"{type(processor).__name__} does not say what it writes for a medium",
+                fix="use a model whose processor follows transformers' conventions",
+            )
+        return found
+
+    def _part(self, kind: str) -> Any:
+        names = PARTS[kind]
+        return next((p for n in names if (p := getattr(self.processor, n, None))), None)
+
+
+def find_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMixin | None:
+    """The processor beside a tokenizer; None where its folder holds none.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in FILES):
+        return None
+    return load_processor(path, trust_remote_code=trust_remote_code)
+
+
+def load_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMixin:
+    """The processor of a folder or a model of the hub.
+
+    Raises:
+        ConfigError: There is none, or a package is missing that it needs.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    try:
+        found = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (ImportError, OSError, ValueError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            key=KEY,
+            problem=f"no processor can be loaded from {path} ({first})",
+            fix="give a folder with processor_config.json; pip install omnilit[vlm] brings what "
+            "processors need",
+        ) from error
+    if not isinstance(found, ProcessorMixin):
+        raise ConfigError(
+            key=KEY,
+            problem=f"{path} holds a {type(found).__name__}, which takes no images",
+            fix="give a folder with the processor of the model",
+        )
+    return found
+
+
+def check_sample_rate(media: MediaProcessor) -> None:
+    """See that sounds are brought to what the model hears.
+
+    Raises:
+        ConfigError: `data.mm_configs.sample_rate` is another.
+    """
+    extractor = getattr(media.processor, "feature_extractor", None)
+    rate = getattr(extractor, "sampling_rate", None)
+    if rate is None or rate == media.sample_rate:
+        return
+    raise ConfigError(
+        key="data.mm_configs.sample_rate",
+        problem=f"{media.sample_rate} samples a second, where the model hears {rate}",
+        fix=f"give {rate}",
+    )
+
+
+def _describe(clips: Sequence[Clip]) -> dict[str, Any]:
+    from transformers.video_utils import VideoMetadata
+
+    return {
+        "video_metadata": [
+            VideoMetadata(
+                total_num_frames=clip.total,
+                fps=clip.fps,
+                height=clip.size[0],
+                width=clip.size[1],
+                frames_indices=list(clip.indices),
+            )
+            for clip in clips
+        ]
+    }
+
+
+def _replacement(found: Mapping[str, Any]) -> str:
+    ((only,),) = found[OFFSETS]
+    return only["replacement"]
