@@ -3,8 +3,9 @@
 The text is what `help()` shows for a list of standard library modules, turned into questions and
 answers. Written to `--out`: `train.jsonl`, `eval.jsonl` (for some symbols a question whose wording
 was never trained for them), `pairs/` with the same questions and beside each right answer that of
-another symbol, and `model/` with a byte-level BPE tokenizer trained on the text, its
-chat template, and the `config.json` of a small Qwen3. The same interpreter gives the same bytes.
+another symbol, `classes/` with what some modules say of their symbols and which module it is, whose
+name is masked, and `model/` with a byte-level BPE tokenizer trained on the text, its chat template,
+and the `config.json` of a small Qwen3. The same interpreter gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ MODULES = (
     "os.path", "pathlib", "random", "re", "shutil", "textwrap", "time",
 )  # fmt: skip
 
+# Those to tell apart by what is said of their symbols: of these there are many
+CLASSES = (
+    "ast", "asyncio", "collections", "datetime", "decimal", "logging", "math", "pathlib",
+    "random", "socket", "statistics", "threading",
+)  # fmt: skip
+
 MAX_ANSWER = 200  # characters
+MAX_TEXT = 400  # likewise, of a text to classify
+MASK = "___"
 EVAL_ONE_IN = 5  # symbols
 VOCAB_SIZE = 2048
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -55,6 +64,7 @@ CHAT_TEMPLATE = (
 )
 
 
+Labelled = dict[str, str]
 Conversation = dict[str, list[dict[str, str]]]  # also a pair of them, by their names
 
 
@@ -160,6 +170,39 @@ def to_pairs(conversations: Sequence[Conversation]) -> list[Conversation]:
     return pairs
 
 
+def find_texts(module_name: str) -> dict[str, str]:
+    """What a module says of itself, its functions, classes and their methods, by symbol.
+
+    Without words that begin with the module's own name, and no text twice.
+    """
+    module = import_module(module_name)
+    own_words = re.compile(rf"(?<![a-z]){re.escape(module_name)}[a-z]*", re.IGNORECASE)
+    texts: dict[str, str] = {}
+    for name, kind, target in _documented(module, module_name):
+        own = [(name, target)]
+        if kind == "class":
+            methods = sorted(vars(target).items())
+            own += [(f"{name}.{key}", value) for key, value in methods if key[0] != "_"]
+        for symbol, value in own:
+            is_code = inspect.isclass(value) or inspect.ismodule(value) or callable(value)
+            text = " ".join((inspect.getdoc(value) or "").split()) if is_code else ""
+            masked = own_words.sub(MASK, text)[:MAX_TEXT]
+            if len(masked) >= 40 and masked not in texts.values():
+                texts[symbol] = masked
+    return texts
+
+
+def split_texts(module_names: Iterable[str]) -> tuple[list[Labelled], list[Labelled]]:
+    """Texts with their module to train on, and those of other symbols to evaluate on."""
+    train: list[Labelled] = []
+    evaluate: list[Labelled] = []
+    for label in sorted(module_names):
+        for symbol, text in find_texts(label).items():
+            part = evaluate if is_held_out(symbol) else train
+            part.append({"text": text, "label": label})
+    return train, evaluate
+
+
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most VOCAB_SIZE entries, with the chat template."""
     tokenizer = Tokenizer(models.BPE())
@@ -207,12 +250,15 @@ def write_dataset(out: Path, module_names: Iterable[str]) -> dict[str, int]:
     """Write everything to `out`, replacing what an earlier run left.
 
     Returns:
-        How many conversations, or pairs of them, each file got.
+        How many conversations, pairs of them or texts each file got.
     """
     train, evaluate = split_questions(find_entries(module_names))
-    (out / "pairs").mkdir(parents=True, exist_ok=True)
-    parts = {"train.jsonl": train, "eval.jsonl": evaluate}
-    parts |= {f"pairs/{name}": to_pairs(part) for name, part in parts.items()}
+    for folder in ("pairs", "classes"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    parts: dict[str, Sequence[object]] = {"train.jsonl": train, "eval.jsonl": evaluate}
+    parts |= {"pairs/train.jsonl": to_pairs(train), "pairs/eval.jsonl": to_pairs(evaluate)}
+    names = ("classes/train.jsonl", "classes/eval.jsonl")
+    parts |= dict(zip(names, split_texts(CLASSES), strict=True))
     for file_name, part in parts.items():
         lines = [json.dumps(record, ensure_ascii=False) for record in part]
         (out / file_name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -229,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     out = parser.parse_args(argv).out
     for file_name, count in write_dataset(out, MODULES).items():
-        print(f"{out / file_name}: {count} {'pairs' if 'pairs' in file_name else 'conversations'}")
+        what = {"pairs": "pairs", "classes": "texts"}.get(Path(file_name).parts[0], "conversations")
+        print(f"{out / file_name}: {count} {what}")
     print(f"{out / 'model'}: tokenizer and model configuration")
     return 0
 

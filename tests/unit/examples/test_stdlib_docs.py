@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def test_pairs_have_the_right_answer_and_another_symbols(written):
             question, wrong = pair["rejected"]
             assert question == pair["chosen"][0]
             assert wrong["content"] in answers - {pair["chosen"][1]["content"]}
+
+
+def test_texts_to_classify_never_say_their_module(written, docs):
+    train, evaluate = (read(written / "classes" / name) for name in ("train.jsonl", "eval.jsonl"))
+    assert {record["label"] for record in train} == set(docs.CLASSES)
+    for record in train + evaluate:
+        words = re.findall(r"[a-z]+", record["text"].lower())
+        assert not [word for word in words if word.startswith(record["label"])]
+        assert 40 <= len(record["text"]) <= docs.MAX_TEXT
+    trained = {(record["text"], record["label"]) for record in train}
+    assert not trained & {(record["text"], record["label"]) for record in evaluate}
 
 
 def test_two_runs_write_the_same_bytes(docs, written, tmp_path):
