@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from omnilit.models.families.towers import NESTED_IMAGES
 from omnilit.types import MODALITIES
 
 _FRAMES = 16  # of a sound: enough for any tower to be left with something
@@ -41,7 +42,7 @@ def blank_media(
     size: Any = vision.image_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
     pixels = torch.ones(1, vision.num_channels, height, width, device=device)
-    return {name: pixels}
+    return {name: pixels[None] if config.model_type in NESTED_IMAGES else pixels}
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int:

@@ -123,12 +123,22 @@ class TowerFlops:
         """
         return float(sum(self._of_image(*grid) for grid in grids))
 
+    def forward_of_images(self, grids: Iterable[tuple[int, int, int]]) -> float:
+        """Operations of a forward pass that no backward pass follows, as of a frozen tower."""
+        parts = (self._parts(*grid) for grid in grids)
+        return float(sum(inner + embedding for inner, embedding in parts))
+
     def _of_image(self, frames: int, rows: int, columns: int) -> int:
+        inner, embedding = self._parts(frames, rows, columns)
+        return TRAINING * inner + UNFED * embedding
+
+    def _parts(self, frames: int, rows: int, columns: int) -> tuple[int, int]:
+        """Of a forward, behind the embedding of patches and of that."""
         per_frame = rows * columns
         num_patches, num_pairs = frames * per_frame, frames * per_frame**2
-        trained = self.per_patch * num_patches + self.per_pair * num_pairs
-        trained += self.per_merged * (num_patches // self.merge_size**2)
-        return TRAINING * trained + UNFED * self.of_embedding * num_patches
+        inner = self.per_patch * num_patches + self.per_pair * num_pairs
+        inner += self.per_merged * (num_patches // self.merge_size**2)
+        return inner, self.of_embedding * num_patches
 
 
 def causal_pairs(length: int, window: int | None = None) -> float:

@@ -128,10 +128,12 @@ class MediaFeed:
         setattr(self._base, name, MethodType(features, self._base))
 
     def _own_features(self, kind: str, output: Any) -> Any:
-        """Keep the rows whose places are here, which leaves a graph to all of them."""
+        """Keep the rows whose places are here, which leaves a graph to all of them.
+
+        What comes is put together anew in any case: some models return it, and FSDP2 warns of a
+        view as its unit's output.
+        """
         rows = self._own_rows(kind)
-        if rows is None:
-            return output
         for name in _FEATURES[kind]:
             value = getattr(output, name, None)
             if value is not None:
@@ -181,11 +183,12 @@ def _is_nested(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Sequence)
 
 
-def _pick(value: Tensor | Sequence[Tensor], rows: Tensor) -> Tensor | tuple[Tensor]:
-    """Rows of features [..., H], which may come in one part an image."""
+def _pick(value: Tensor | Sequence[Tensor], rows: Tensor | None) -> Tensor | tuple[Tensor]:
+    """Rows of features [..., H], or all, which may come in one part an image."""
     if isinstance(value, Tensor):
-        return value.reshape(-1, value.shape[-1])[rows]
-    return (torch.cat([part.reshape(-1, part.shape[-1]) for part in value])[rows],)
+        return value.clone() if rows is None else value.reshape(-1, value.shape[-1])[rows]
+    whole = torch.cat([part.reshape(-1, part.shape[-1]) for part in value])
+    return (whole if rows is None else whole[rows],)
 
 
 def _of_whole_row(values: Tensor, batch: MicroBatch) -> Tensor:

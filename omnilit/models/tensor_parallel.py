@@ -107,8 +107,9 @@ def read_plan(model: PreTrainedModel, *, with_experts: bool) -> dict[str, str]:
         model: Split already or not.
         with_experts: See `split_model`.
     """
-    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
-    ours = plan_of(model.config.get_text_config())
+    ours, decoder = plan_of(model.config.get_text_config()), model.get_decoder()
+    names = [f"{name}." for name, module in model.named_modules() if module is decoder]
+    prefix = next((name for name in names if name != "."), "")
     plan = _expand(model, {**{prefix + name: ours[name] for name in ours}, **model.tp_plan})
     ends = (model.get_input_embeddings(), output_head(model))
     left_out = [name for name, module in model.named_modules() if module in ends]

@@ -13,6 +13,7 @@ from typing import Any, Final
 from torch import nn
 from transformers import PreTrainedModel
 
+from omnilit.errors import ConfigError
 from omnilit.models.families.towers import KEPT_PARTS
 from omnilit.types import MODALITIES
 
@@ -93,6 +94,28 @@ class Towers:
             if name.startswith(prefixes):
                 return part
         return BACKBONE
+
+    def freeze(self, model: PreTrainedModel, *, vision: bool, audio: bool) -> None:
+        """Take parameters out of training.
+
+        Args:
+            model: Whole.
+            vision: Those of the vision tower.
+            audio: Those of the audio tower.
+
+        Raises:
+            ConfigError: The model has no such tower.
+        """
+        for key, asked, found in (
+            ("train.freeze_vit", vision, self.vision),
+            ("train.freeze_audio_tower", audio, self.audio),
+        ):
+            if asked and not found:
+                problem = f"{type(model).__name__} has no such tower"
+                raise ConfigError(key=key, problem=problem, fix="leave it out")
+        for name, parameter in model.named_parameters():
+            if self.is_frozen(name, vision=vision, audio=audio):
+                parameter.requires_grad_(False)
 
     def is_frozen(self, name: str, *, vision: bool, audio: bool) -> bool:
         """Whether a parameter is not trained.

@@ -7,9 +7,9 @@ from omnilit.modules.dpo import DPOModule
 from omnilit.modules.later import (
     DiffusionModule,
     OmniComposedModule,
-    VLMModule,
 )
 from omnilit.modules.sft import SFTModule
+from omnilit.modules.vlm import VLMModule
 
 __all__ = [
     "ClassificationModule",

@@ -35,9 +35,11 @@ from omnilit.models.flops import ModelFlops, count_adapter_flops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.lora import AdaptedModel, AdapterPlan, adapt, fill_adapters, plan_adapters
+from omnilit.models.media_flops import MediaFlops
 from omnilit.models.recompute import enable_recomputation
 from omnilit.models.sequence import split_attention
 from omnilit.models.tensor_parallel import fit_kernels, split_model
+from omnilit.models.towers import Towers, language_part
 from omnilit.models.weights import Delivery, gather_weights, load_buffers, load_weights
 from omnilit.modules.pipelined import Part, PipelinedModel, cut_into_parts, output_policy
 from omnilit.modules.precision import Precision
@@ -66,6 +68,7 @@ class ModelRequest:
         is_resume: A checkpoint will bring the weights.
         basic_modules: Names of module classes to shard on their own, beside the model's blocks.
         lora: Adapters that are trained in place of the model.
+        takes_media: Rows hold images, videos or sounds beside tokens.
     """
 
     config: PretrainedConfig
@@ -79,6 +82,7 @@ class ModelRequest:
     is_resume: bool
     basic_modules: Sequence[str] = ()
     lora: LoraArguments = LoraArguments()
+    takes_media: bool = False
 
     @property
     def fsdp(self) -> FSDPConfig:
@@ -97,7 +101,8 @@ class AssembledModel:
 
     `sequence` are the ranks that hold parts of the same sequences; None where each is whole.
     `pipeline` runs its stages, where it has several; `model` is then what this rank holds of it.
-    `adapted` are the adapters that are trained in its place, where there are any.
+    `adapted` are the adapters that are trained in its place, where there are any, and `towers` are
+    its parts that see and hear, which cost `media_flops`.
     """
 
     model: PreTrainedModel
@@ -110,6 +115,8 @@ class AssembledModel:
     sequence: ProcessGroup | None = None
     pipeline: PipelinedModel | None = None
     adapted: AdaptedModel | None = None
+    towers: Towers | None = None
+    media_flops: MediaFlops | None = None
 
     @property
     def parts(self) -> list[PreTrainedModel]:
@@ -221,7 +228,8 @@ def assemble_shards(
     flops = count_flops(model)
     sizes = topology.sizes
     kernels = _choose_kernels(request, sizes, machine)
-    binding = bind_kernels(model, kernels)
+    binding = bind_kernels(model, kernels, takes_media=request.takes_media)
+    towers, media_flops = _ready_towers(model, request, binding, topology)
     adapted = _adapt(model, request, topology, precision)
     if flops is not None and adapted is not None:
         flops = count_adapter_flops(flops, model, adapted.plan)
@@ -232,7 +240,7 @@ def assemble_shards(
     parts = cut_into_parts(model, topology, request.accelerator)
     split_attention(model, topology, request.accelerator)
     enable_recomputation(model, train.gradient_checkpointing)
-    blocks = decoder_blocks(model)
+    blocks = decoder_blocks(language_part(model))
     compilation = compile_blocks(blocks, machine) if train.enable_compile else None
     held = [module for module in model.modules() if module in experts]
     _shard_experts(held, request.fsdp, precision, topology)
@@ -251,7 +259,25 @@ def assemble_shards(
         sequence=sequence,
         pipeline=pipeline,
         adapted=adapted,
+        towers=towers,
+        media_flops=media_flops,
     )
+
+
+def _ready_towers(
+    model: PreTrainedModel, request: ModelRequest, binding: Binding, topology: Topology
+) -> tuple[Towers | None, MediaFlops | None]:
+    """Leave towers as they are where the run asks for it; returns where they lie, and their cost.
+
+    Raises:
+        ConfigError: The model has no such tower.
+    """
+    if binding.media is None:
+        return None, None
+    binding.media.is_shared = topology.sizes.world_size > 1
+    towers, train = Towers.of(model), request.train
+    towers.freeze(model, vision=train.freeze_vit, audio=train.freeze_audio_tower)
+    return towers, MediaFlops.of(model, is_frozen=train.freeze_vit)
 
 
 def _shard(

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from omnilit.config import TrainingArguments
 from omnilit.config.schema import Field, constructor_fields, dataclass_fields
 from omnilit.config.status import load_status, refuse_later
 from omnilit.config.view import View
-from omnilit.errors import ConfigError
+from omnilit.errors import ConfigError, Problem
 
 
 def refuse_unavailable(group: object, prefix: str) -> None:
@@ -54,3 +55,26 @@ def _leaves(group: Any, prefix: str) -> dict[str, Any]:
         value, path = getattr(group, field.name), f"{prefix}.{field.name}"
         found |= _leaves(value, path) if is_dataclass(value) else {path: value}
     return found
+
+
+def refuse_train_settings(train: TrainingArguments, task: str, *, takes_media: bool) -> None:
+    """Check the `train` group for a task.
+
+    Args:
+        train: The group.
+        task: Its class, for the message.
+        takes_media: Whether it trains towers; else what is about them is refused.
+
+    Raises:
+        ConfigError: Values that this release or the task cannot honour.
+    """
+    refuse_unavailable(train, "train")
+    default = TrainingArguments()
+    fix = "train a model that takes images with model.class_path: VLMModule, or leave it out"
+    problems = [
+        Problem(f"train.{name}", f"{task} trains no tower that sees or hears", fix)
+        for name in ("freeze_vit", "freeze_audio_tower", "vit_lr")
+        if not takes_media and getattr(train, name) != getattr(default, name)
+    ]
+    if problems:
+        raise ConfigError.of(problems)

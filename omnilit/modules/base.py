@@ -32,7 +32,7 @@ from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import changed_fields
 from omnilit.logging import get_logger
-from omnilit.models.architecture import choose_language_model, choose_towers
+from omnilit.models.architecture import choose_language_model
 from omnilit.models.bind import Binding
 from omnilit.models.build import (
     check_tokenizer,
@@ -45,7 +45,7 @@ from omnilit.models.build import (
 from omnilit.models.class_labels import refuse_classifier
 from omnilit.models.lora.saved import describe_adapters, refuse_other_adapters
 from omnilit.modules.assembly import AssembledModel, ModelRequest, assemble
-from omnilit.modules.availability import refuse_arguments, refuse_unavailable
+from omnilit.modules.availability import refuse_arguments, refuse_train_settings
 from omnilit.modules.completions import complete_together
 from omnilit.modules.exporting import export_together, plan_files
 from omnilit.modules.meter import TermMeter, Totals
@@ -88,7 +88,7 @@ class OmniModule(LightningModule):
     """
 
     data_type: ClassVar[str | None] = None  # the only `data.data_type` that the task trains on
-    takes_media: ClassVar[bool] = False  # else a model's towers are left out, where it has any
+    takes_media: ClassVar[bool] = False  # whether it trains what sees and hears
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class OmniModule(LightningModule):
             "encode_target": encode_target,
         }
         refuse_arguments(OmniModule, "model", later)
-        refuse_unavailable(train, "train")
+        refuse_train_settings(train, type(self).__name__, takes_media=self.takes_media)
         self.config_path = config_path or model_path
         self.model_path = model_path
         self.tokenizer_path = tokenizer_path or folder_beside(self.config_path)
@@ -166,6 +166,14 @@ class OmniModule(LightningModule):
     def parameter_part(self, name: str) -> str:
         """The optimizer group that a parameter belongs to, by its name in the model."""
         return "backbone"
+
+    def part_rates(self) -> Mapping[str, float]:
+        """Highest learning rates of optimizer groups that do not take `train.optimizer.lr`."""
+        return {}
+
+    def prepare_row(self, batch: MicroBatch) -> MicroBatch:
+        """What a micro-batch becomes while its rows are whole and on the CPU."""
+        return batch
 
     # What the model is
 
@@ -214,7 +222,7 @@ class OmniModule(LightningModule):
     def _choose_model(self, config: PretrainedConfig) -> PretrainedConfig:
         """The configuration of the model that the task trains, by the one in the files."""
         refuse_classifier(config)
-        (choose_towers if self.takes_media else choose_language_model)(config)
+        choose_language_model(config)
         return config
 
     @cached_property
@@ -368,6 +376,7 @@ class OmniModule(LightningModule):
             self.assembled.model,
             arguments,
             part_of=self.parameter_part,
+            rates=self.part_rates(),
             stages=self.assembled.stages,
         )
         schedule = AbsoluteSchedule(optimizer, arguments, total_steps=self._num_steps())

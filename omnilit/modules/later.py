@@ -16,26 +16,6 @@ def _refuse(module: OmniModule) -> NoReturn:
     )
 
 
-class VLMModule(OmniModule):
-    """Vision-language training; not available yet.
-
-    Args:
-        encoder_data_balance: Balance the vision tower's work over ranks.
-        encoder_data_balance_sorting_algo: How it is balanced.
-        kwargs: The arguments of `OmniModule`.
-    """
-
-    def __init__(
-        self,
-        *,
-        encoder_data_balance: bool | None = False,
-        encoder_data_balance_sorting_algo: str | None = "post_mbs_balancing_greedy_without_pad",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        _refuse(self)
-
-
 class OmniComposedModule(OmniModule):
     """Encoders, a foundation model and decoders in one; not available yet.
 

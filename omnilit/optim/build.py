@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
@@ -26,6 +26,7 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     part_of: Callable[[str], str] = lambda _: BACKBONE,
+    rates: Mapping[str, float] = {},
     stages: ProcessGroup | None = None,
 ) -> Optimizer:
     """Build the optimizer over the trainable parameters of `model`, sharded or not.
@@ -34,6 +35,7 @@ def build_optimizer(
         model: On its device; its parameters must not be replaced afterwards.
         config: `train.optimizer`.
         part_of: Name of the part that a parameter, given by its full name, belongs to.
+        rates: Highest learning rates of parts that have one of their own.
         stages: See `parameter_groups`.
 
     Raises:
@@ -51,6 +53,7 @@ def build_optimizer(
         no_decay_modules=config.no_decay_modules,
         no_decay_params=config.no_decay_params,
         part_of=part_of,
+        rates=rates,
         stages=stages,
     )
     devices = {parameter.device.type for group in groups for parameter in group["params"]}

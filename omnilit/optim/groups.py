@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +74,7 @@ def parameter_groups(
     no_decay_modules: Sequence[str] = (),
     no_decay_params: Sequence[str] = (),
     part_of: Callable[[str], str] = lambda _: BACKBONE,
+    rates: Mapping[str, float] = {},
     stages: ProcessGroup | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of `model` into groups for a torch optimizer.
@@ -85,6 +86,7 @@ def parameter_groups(
         no_decay_modules: Class names of modules whose own parameters do not decay.
         no_decay_params: Parts of parameter names that do not decay, in any case of letters.
         part_of: Name of the part that a parameter, given by its full name, belongs to.
+        rates: Highest learning rates of parts that have one of their own.
         stages: The ranks that hold the model's other stages, where there are any; all of them
             call and have the same groups.
 
@@ -117,7 +119,7 @@ def parameter_groups(
         {
             "name": part if decays else f"{part}/no_decay",
             "params": members[part, decays],
-            "lr": lr,
+            "lr": rates.get(part, lr),
             "weight_decay": weight_decay if decays else 0.0,
         }
         for part in parts

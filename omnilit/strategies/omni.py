@@ -161,7 +161,8 @@ class OmniStrategy(ModelParallelStrategy):
         return super().batch_to_device(batch, device, dataloader_idx)
 
     def _own_part(self, batch: MicroBatch) -> MicroBatch:
-        topology = self.topology
+        topology, prepare = self.topology, getattr(self.lightning_module, "prepare_row", None)
+        batch = batch if prepare is None else prepare(batch)
         return split_sequence(batch, layout_of(topology), topology.sequence_rank)
 
     def _asks_for(self, field: str) -> bool:

@@ -75,10 +75,6 @@ def test_a_member_that_the_release_cannot_run_is_left_out_with_the_reason():
     assert why_left_out(layout) is None
     unknown = replace(layout, over={"accelerator": {"warp_size": 2}})
     assert why_left_out(unknown) == "train.accelerator.warp_size does not exist"
-    later = replace(layout, over={"freeze_vit": True})
-    reason = why_left_out(later)
-    assert reason is not None
-    assert "train.freeze_vit: true is not available yet" in reason
 
 
 def test_no_member_is_left_out():

@@ -185,9 +185,10 @@ _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
 PLACES = {"llava": 16, "internvl": 4, "smolvlm": 4, "gemma3": 4}  # that an image takes
 
 
-def media_config(name: str) -> hf.PreTrainedConfig:
+def media_config(name: str, *, vocab: int = VOCAB) -> hf.PreTrainedConfig:
     """The configuration of family `name`, which names its class with towers."""
     config = _CONFIGS[name]()
+    config.get_text_config().vocab_size = vocab
     choose_towers(config)
     return config
 

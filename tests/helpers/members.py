@@ -9,8 +9,6 @@ from typing import Any
 from omnilit.config import AcceleratorConfig, OffloadConfig
 from omnilit.config.accelerator import FSDPConfig
 from omnilit.config.parallel_sizes import ParallelSizes
-from omnilit.errors import ConfigError
-from omnilit.modules.availability import refuse_unavailable
 from tests.helpers import training
 from tests.helpers.layouts import ALONE, DDP, DDP_2, FSDP, HSDP, OTHERS, Layout
 
@@ -153,17 +151,11 @@ CLASSES = (
 
 
 def why_left_out(layout: Layout) -> str | None:
-    """What this release does not do of a layout, as its refusal begins; None for nothing."""
+    """What this release does not do of a layout; None for nothing."""
     accelerator, fsdp = layout.over.get("accelerator", {}), layout.over.get("fsdp", {})
     unknown = [name for name in accelerator if name not in _names(AcceleratorConfig)]
     unknown += [f"fsdp_config.{name}" for name in fsdp if name not in _names(FSDPConfig)]
-    if unknown:
-        return f"train.accelerator.{unknown[0]} does not exist"
-    try:
-        refuse_unavailable(training.arguments(Path(), **layout.over), "train")
-    except ConfigError as error:
-        return "; ".join(f"{p.key}: {p.problem.partition(':')[0]}" for p in error.problems)
-    return None
+    return f"train.accelerator.{unknown[0]} does not exist" if unknown else None
 
 
 def _names(kind: type) -> set[str]:

@@ -33,8 +33,30 @@ _GPT_OSS: Final[Mapping[str, str]] = MappingProxyType(
 # A number a layer that every rank applies to its own part of the activations
 _APERTUS: Final[Mapping[str, str]] = MappingProxyType({"layers.*.mlp.act_fn": OWN_HEADS})
 
+# Of heads, of which each rank has a part
+_HEAD_NORMS: Final[Mapping[str, str]] = MappingProxyType(
+    {"layers.*.self_attn.q_norm": OWN_HEADS, "layers.*.self_attn.k_norm": OWN_HEADS}
+)
+_QWEN3_VL: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        **_HEAD_NORMS,
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+)
+
 _PLANS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
-    {"apertus": _APERTUS, "gpt_oss": _GPT_OSS}
+    {
+        "apertus": _APERTUS,
+        "gpt_oss": _GPT_OSS,
+        "qwen3_vl_text": _QWEN3_VL,
+        "qwen3_vl_moe_text": _HEAD_NORMS,
+    }
 )
 _EMBEDDING: Final = "its code reads a row of the embedding itself, which only one rank has"
 # Families whose plan does not give the numbers of one process, or does not run

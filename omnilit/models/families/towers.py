@@ -19,3 +19,6 @@ KEPT_PARTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         ),
     }
 )
+
+# Families whose pixels have a dimension of the images of a sequence in front: [1, images, ...]
+NESTED_IMAGES: Final = frozenset({"idefics2", "idefics3", "smolvlm"})

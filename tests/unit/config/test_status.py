@@ -52,7 +52,7 @@ def test_every_value_that_is_not_there_yet_is_refused_with_what_brings_it(
 
 def test_the_refusal_shows_the_value_the_default_and_what_is_legal(fields: list[Field]):
     known = {field.path: field for field in fields}
-    given = {"data.data_type": "diffusion", "train.freeze_vit": True}
+    given = {"data.data_type": "diffusion", "model.encode_target": True}
     problems = refuse_later(View(known, given), load_status())
     assert [str(problem) for problem in problems] == [
         (
@@ -61,8 +61,8 @@ def test_the_refusal_shows_the_value_the_default_and_what_is_legal(fields: list[
             "plaintext or classification or dpo."
         ),
         (
-            "train.freeze_vit: true is not available yet: it comes with a later release "
-            "(vision and audio). To fix: leave it out or set it to its default, false."
+            "model.encode_target: true is not available yet: it comes with a later release "
+            "(diffusion). To fix: leave it out or set it to its default, false."
         ),
     ]
 

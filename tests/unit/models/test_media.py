@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from omnilit.config import OpsImplementationConfig
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.models.bind import bind_kernels
+from omnilit.models.media_flops import MediaFlops
 from tests.helpers.media_models import (
     MediaSample,
     media_config,
@@ -66,6 +70,34 @@ def test_packed_training_equals_one_sample_at_a_time(family):
 def _seen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Gradients but those that are rounding alone: softmax does not see what all keys share."""
     return {n: g for n, g in gradients(model).items() if not n.endswith("k_proj.bias")}
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "qwen3_5"])
+def test_images_and_videos_cost_what_torch_counts(family):
+    model, grids = tiny_media(family), [(1, 4, 6), (2, 4, 4)]
+    base: Any = model.base_model
+    batch = pack([sample(family, 9, seed=1, images=grids[:1], videos=grids[1:])])
+    cost = MediaFlops.of(model, is_frozen=False).of_batch(batch)
+    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        assert batch.media[name].shape[0] == int(batch.media[f"{kind}_grid_thw"].prod())
+    pixels = torch.cat([batch.media["pixel_values"], batch.media["pixel_values_videos"]])
+    with FlopCounterMode(display=False) as counter:
+        output = base.get_image_features(pixels, torch.tensor(grids))
+        features = torch.cat(list(output.pooler_output)).sum()
+        for level in getattr(output, "deepstack_features", ()):
+            features = features + torch.cat(list(level)).sum()
+        features.backward()
+    assert cost == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        base.get_image_features(pixels, torch.tensor(grids))
+    assert MediaFlops.of(model, is_frozen=True).of_batch(batch) == counter.get_total_flops()
+
+
+def test_no_number_is_better_than_a_wrong_one():
+    for family in ("qwen2_5_vl", "llava"):  # sees windows; has no grids
+        flops = MediaFlops.of(tiny_media(family), is_frozen=False)
+        assert flops.of_batch(pack([sample(family, 9, seed=1, images=[(1, 4, 4)])])) is None
+        assert flops.of_batch(pack([sample(family, 9, seed=1)])) == 0
 
 
 def test_tokens_of_an_image_that_see_each_other_are_refused_by_name():
