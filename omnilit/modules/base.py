@@ -26,7 +26,6 @@ from omnilit.config import (
     OpsImplementationConfig,
     TrainingArguments,
 )
-from omnilit.data.media.processor import find_processor
 from omnilit.data.prompts import PromptSet
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
@@ -171,10 +170,6 @@ class OmniModule(LightningModule):
         """Highest learning rates of optimizer groups that do not take `train.optimizer.lr`."""
         return {}
 
-    def prepare_row(self, batch: MicroBatch) -> MicroBatch:
-        """What a micro-batch becomes while its rows are whole and on the CPU."""
-        return batch
-
     # What the model is
 
     @property
@@ -225,12 +220,10 @@ class OmniModule(LightningModule):
         choose_language_model(config)
         return config
 
-    @cached_property
+    @property
     def processor(self) -> ProcessorMixin | None:
         """Prepares images, videos and sounds; None for text alone."""
-        if not self.takes_media or self.tokenizer_path is None:
-            return None
-        return find_processor(self.tokenizer_path, trust_remote_code=self.trust_remote_code)
+        return None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

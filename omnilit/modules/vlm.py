@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
+from transformers.processing_utils import ProcessorMixin
 from typing_extensions import override
 
 from omnilit.config import TrainingArguments
+from omnilit.data.media.processor import find_processor
 from omnilit.errors import ConfigError, Problem
 from omnilit.models.architecture import choose_towers
 from omnilit.models.towers import VISION
@@ -58,8 +61,19 @@ class VLMModule(SFTModule):
     def _model_request(self) -> ModelRequest:
         return replace(super()._model_request(), takes_media=True)
 
+    @property
     @override
+    def processor(self) -> ProcessorMixin | None:
+        return self._processor
+
+    @cached_property
+    def _processor(self) -> ProcessorMixin | None:
+        if self.tokenizer_path is None:
+            return None
+        return find_processor(self.tokenizer_path, trust_remote_code=self.trust_remote_code)
+
     def prepare_row(self, batch: MicroBatch) -> MicroBatch:
+        """What a micro-batch becomes while its row is whole and on the CPU."""
         media = self.binding.media
         assert media is not None, "the request says that rows hold media"
         return media.prepare(batch, is_split=self.topology.sequence_size > 1)

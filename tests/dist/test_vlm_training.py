@@ -55,7 +55,9 @@ class Rows(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """What this rank takes of each step."""
         assert self.trainer is not None
-        topology = self.trainer.lightning_module.topology
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, OmniStrategy)
+        topology = strategy.topology
         own: list[MicroBatch] = []
         for name in self.names:
             rows, size = rows_of(Case("qwen3_vl", rows=name)), topology.data_size
