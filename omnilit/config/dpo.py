@@ -24,6 +24,8 @@ class DPOConfig:
             log-probabilities.
         average_log_prob: Use the mean log-probability of a response's tokens, not their sum.
         refer_model_precision: Dtype of the frozen reference model.
+        precompute_reference: Ask the reference model about all pairs before training, keep what it
+            says on disk, and train without it.
         simpo_gamma: By how much the chosen answer's reward is to exceed the rejected one's, with
             `loss_type: simpo`.
     """
@@ -34,4 +36,5 @@ class DPOConfig:
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "orpo", "simpo"] = "sigmoid"
     average_log_prob: bool = False
     refer_model_precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precompute_reference: bool = False
     simpo_gamma: float = 0.5

@@ -14,6 +14,8 @@ FREE: Final = "dpo_config.reference_free"
 PRECISION: Final = "dpo_config.refer_model_precision"
 LORA: Final = "model.lora.enable"
 WHOLE: Final = "model.lora.modules_to_save"
+PRECOMPUTE: Final = "dpo_config.precompute_reference"
+DATASETS: Final = "data.datasets_type"
 GAMMA: Final = "dpo_config.simpo_gamma"
 SMOOTHED: Final = ("sigmoid", "robust")
 
@@ -47,3 +49,19 @@ def precision_has_a_reference(view: View) -> list[Problem]:
     else:
         return []
     return [Problem(PRECISION, f"has no effect: {why}", "leave it out")]
+
+
+def precomputing_has_pairs(view: View) -> list[Problem]:
+    """`precompute_reference` is given where there are a reference and pairs before training."""
+    if not view[PRECOMPUTE]:
+        return []
+    if view[LOSS] in ALONE or view[FREE]:
+        what = f"loss_type: {view[LOSS]}" if view[LOSS] in ALONE else "reference_free: true"
+        problem = f"has no effect: {what} has no reference model"
+        return [Problem(PRECOMPUTE, problem, "leave it out")]
+    if view[DATASETS] == "iterable":
+        problem = (
+            "needs all pairs before training, and datasets_type: iterable reads them as it goes"
+        )
+        return [Problem(PRECOMPUTE, problem, "leave it out, or use datasets_type: mapping")]
+    return []

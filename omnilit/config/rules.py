@@ -153,6 +153,15 @@ def _preference_rules() -> list[Rule]:
             ),
             preference_rules.precision_has_a_reference,
         ),
+        Rule(
+            (
+                preference_rules.PRECOMPUTE,
+                loss,
+                preference_rules.FREE,
+                preference_rules.DATASETS,
+            ),
+            preference_rules.precomputing_has_pairs,
+        ),
     ]
 
 

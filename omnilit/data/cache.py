@@ -169,6 +169,11 @@ class TokenDataset:
         media = tuple(map(_to_medium, batch.column("media")[row].as_py() or ()))
         return Sample(ids, labels, origin, weights, batch.column(4)[row].as_py(), media)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the files, which the column `file` counts."""
+        return tuple(self._files)
+
     def __reduce__(self) -> tuple[Callable[..., TokenDataset], tuple[str, str, list[str]]]:
         """Travel as a path."""
         return open_prepared, (str(self.path), self.source, self._files)

@@ -14,6 +14,7 @@ from typing_extensions import override
 from omnilit.config import DataloaderConfig, TrainingArguments
 from omnilit.config.data import micro_batch_tokens
 from omnilit.config.media import read_media_config
+from omnilit.data.cache import TokenDataset
 from omnilit.data.collate import COLLATORS
 from omnilit.data.encode import Encoder, decode_spans
 from omnilit.data.epochs import EpochSteps
@@ -164,9 +165,7 @@ class OmniDataModule(LightningDataModule):
         self.transform = settle_classes(self.transform, module.model_config)
         self._preparation = replace(self._preparation, transform=self.transform)
         self._media = self._find_media(module)
-        factory = LoaderFactory(
-            self._settings, self._preparation, topology, self._tokenizer, self._media
-        )
+        factory = self._factory
         if stage == "fit" and "train" not in self._loaders:
             accumulation = self._set_accumulation(topology)
             self._log_pinning(topology)
@@ -223,6 +222,14 @@ class OmniDataModule(LightningDataModule):
         if "train" in self._loaders:
             self.train_loader.load_state_dicts(states)
 
+    def prepared(self) -> list[TokenDataset]:
+        """All prepared data that the run reads; there once `setup` has run."""
+        return self._preparation.datasets
+
+    def score_loader(self, dataset: TokenDataset) -> EvalLoader:
+        """Every sample of some prepared data once, dealt to the ranks."""
+        return self._factory.loader_of(dataset)
+
     def eval_prompts(self, number: int) -> PromptSet:
         """What the first records of the evaluation data ask for; there once `setup` has run."""
         loader = self._loaders["eval"]
@@ -259,6 +266,14 @@ class OmniDataModule(LightningDataModule):
             return ""
         spans = decode_spans(items.dataset[0], Encoder.of(self._tokenizer))
         return "".join(f"[[{text}]]" if is_label else text for text, is_label in spans)
+
+    @property
+    def _factory(self) -> LoaderFactory:
+        assert self._tokenizer is not None, "setup has run"
+        topology = self._module.topology
+        return LoaderFactory(
+            self._settings, self._preparation, topology, self._tokenizer, self._media
+        )
 
     @property
     def _module(self) -> OmniModule:

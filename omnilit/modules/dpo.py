@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from typing_extensions import override
 
 from omnilit.config import (
@@ -31,6 +34,7 @@ from omnilit.losses.segments import sum_by_segment
 from omnilit.modules.assembly import AssembledModel, ModelRequest
 from omnilit.modules.availability import refuse_unavailable
 from omnilit.modules.base import OmniModule
+from omnilit.modules.reference import StoredReference, describe_weights, pair_data_of
 from omnilit.parallel.fsdp import reshard
 from omnilit.types import IGNORE, PAIRS, LossTerm, MicroBatch, StepWindow
 
@@ -43,7 +47,7 @@ class DPOModule(OmniModule):
     The loss is the mean over all pairs of the step on all ranks. The reference model, where the
     loss has one, starts from the same weights, is sharded like the policy, computes in a
     precision of its own and is never trained or saved. With adapters it is the frozen model under
-    them, without a second copy.
+    them, without a second copy. With `precompute_reference` it is asked before training, and gone.
 
     Args:
         dpo_config: The `dpo_config` group; the command line fills it in.
@@ -57,6 +61,7 @@ class DPOModule(OmniModule):
         refuse_unavailable(dpo_config, "dpo_config")
         self.dpo_config = dpo_config
         self.reference: AssembledModel | None = None
+        self.stored: StoredReference | None = None
         self._reference_scores: dict[int, PairScores] = {}  # of micro-batches, in a pipeline
 
     @property
@@ -66,20 +71,70 @@ class DPOModule(OmniModule):
         return (self.dpo_config.refer_model_precision,) if has_copy else ()
 
     @property
+    def _sequence(self) -> ProcessGroup | None:
+        """The ranks that share a row; None where each has it whole."""
+        topology = self.topology
+        return topology.sequence.get_group() if topology.sequence_size > 1 else None
+
+    @property
     def _has_copy(self) -> bool:
         """Whether the reference is a model of its own, not the frozen one under adapters."""
         return not self.lora.enable or bool(self.lora.modules_to_save)
 
     @override
     def configure_model(self) -> None:
-        is_first = self.policy is None and needs_reference(self.dpo_config)
-        if is_first and self._has_copy:
-            self.reference = self._assemble(self._reference_request())
-            for part in self.reference.parts:
-                part.requires_grad_(False).eval()
-        super().configure_model()
-        if is_first and not self._has_copy:  # the frozen model under the adapters
+        if self.policy is not None or not needs_reference(self.dpo_config):
+            super().configure_model()
+        elif self._has_copy:
+            self.stored = self._find_stored(self.dpo_config.refer_model_precision)
+            if self.stored is None or self.stored.lacking:
+                self.reference = self._build_reference()
+            self._ask_once()  # the policy is not there yet: there is room for one of them
+            super().configure_model()
+        else:  # the frozen model under the adapters
+            super().configure_model()
             self.reference = self.policy
+            self.stored = self._find_stored(str(self.assembled.precision))
+            self._ask_once()
+
+    def _build_reference(self) -> AssembledModel:
+        reference = self._assemble(self._reference_request())
+        for part in reference.parts:
+            part.requires_grad_(False).eval()
+        return reference
+
+    def _find_stored(self, precision: str) -> StoredReference | None:
+        """What was computed before of the reference, where the run asks for that."""
+        if not self.dpo_config.precompute_reference:
+            return None
+        is_drawn = self.model_path is None or not self.strict  # some weights, or all
+        seed = self.train_arguments.seed if is_drawn else None
+        weights = describe_weights(self.model_config, self.model_path, seed=seed)
+        data = pair_data_of(getattr(self.trainer, "datamodule", None))
+        means = takes_means(self.dpo_config)
+        return StoredReference(data, {**weights, "precision": precision, "means": means})
+
+    def _ask_once(self) -> None:
+        """Compute what is lacking, and let go of the reference."""
+        if self.stored is None:
+            return
+        device = self.topology.device
+        if self.stored.lacking:
+            place = partial(self.trainer.strategy.batch_to_device, device=device)
+            self.stored.compute(self._score_before, place)
+            if self.reference is not None and self.reference is not self.policy:
+                self.reference.verify_step()
+        self.reference = None
+        gc.collect()  # its modules and the hooks on them refer to each other
+        if device.type != "cpu":
+            torch.get_device_module(device).empty_cache()
+
+    def _score_before(self, batch: MicroBatch) -> PairScores | None:
+        """Scores of a micro-batch; None where a pipeline's last stage is on another rank."""
+        self._run_reference([batch])
+        if self.reference is not None and self.reference.pipeline is not None:
+            return self._reference_scores.pop(id(batch), None)
+        return self._score_by_reference(batch)
 
     def _reference_request(self) -> ModelRequest:
         """The model as it was before training: also where a checkpoint is gone on from."""
@@ -172,7 +227,7 @@ class DPOModule(OmniModule):
 
     def _score_by_reference(self, batch: MicroBatch) -> PairScores | None:
         if self.reference is None:
-            return None
+            return None if self.stored is None else self.stored.of_batch(batch)
         if self.reference.pipeline is not None:
             return self._reference_scores.pop(id(batch))
         with self._as_reference(self.reference):
@@ -203,7 +258,7 @@ class DPOModule(OmniModule):
 
     def _complete(self, sums: Tensor) -> Tensor:
         """Sums over the ranks of a row; the gradient goes to what this rank adds."""
-        group = self.assembled.sequence
+        group = self._sequence
         if group is None:
             return sums
         total = sums.detach().clone()
@@ -215,7 +270,7 @@ class DPOModule(OmniModule):
 
         Its gradient stays whole, since each rank passes it on to its own tokens alone.
         """
-        group = self.assembled.sequence
+        group = self._sequence
         if group is None:
             return value
         return value - value.detach() * (1 - 1 / dist.get_world_size(group))

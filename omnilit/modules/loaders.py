@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from omnilit.config import DataloaderConfig, TrainingArguments
 from omnilit.data.batches import WorkerSettings
+from omnilit.data.cache import TokenDataset
 from omnilit.data.collate import CollateSettings, Collator
 from omnilit.data.epochs import EpochLength
 from omnilit.data.evaluation import EvalLoader
@@ -99,6 +100,10 @@ class LoaderFactory:
     def eval_loader(self) -> EvalLoader:
         """The loader of the data to evaluate on; raises as `train_loader` does."""
         (dataset,) = self.preparation.prepare("eval", self.tokenizer, self.media)
+        return self.loader_of(dataset)
+
+    def loader_of(self, dataset: TokenDataset) -> EvalLoader:
+        """A loader of every sample of prepared data once."""
         return EvalLoader(
             dataset,
             budget=self.settings.budget,

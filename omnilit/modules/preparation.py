@@ -116,6 +116,11 @@ class Preparation:
         self._datasets[name] = found
         return found
 
+    @property
+    def datasets(self) -> list[TokenDataset]:
+        """All that was prepared so far."""
+        return [dataset for found in self._datasets.values() for dataset in found]
+
     def _only_source(self, name: str) -> SourceSpec:
         own = self.source_name if name == "train" else None
         return SourceSpec(own or name, self._path(name))

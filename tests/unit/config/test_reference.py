@@ -25,6 +25,7 @@ ADDED = {
     "data.overlong",
     "data.transform",
     "data.truncation_side",
+    "dpo_config.precompute_reference",
     "dpo_config.simpo_gamma",
     "imports",
     "model.label_names",

@@ -71,6 +71,15 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
          "file or a folder.")),
         ({"train.eval_steps": 5}, ("train.eval_steps: evaluation is due every 5 steps, but "
          "data.eval_path is not given. To fix: give data.eval_path, or set eval_steps: 0.")),
+        ({"dpo_config.precompute_reference": True, "dpo_config.reference_free": True},
+         ("dpo_config.precompute_reference: has no effect: reference_free: true has no reference "
+          "model. To fix: leave it out.")),
+        ({"dpo_config.precompute_reference": True, "dpo_config.loss_type": "simpo"},
+         ("dpo_config.precompute_reference: has no effect: loss_type: simpo has no reference "
+          "model. To fix: leave it out.")),
+        ({"dpo_config.precompute_reference": True, "data.datasets_type": "iterable"},
+         ("dpo_config.precompute_reference: needs all pairs before training, and datasets_type: "
+          "iterable reads them as it goes. To fix: leave it out, or use datasets_type: mapping.")),
         ({"train.eval_samples": 2}, ("train.eval_samples: has no effect: data.eval_path, where the "
          "prompts are from, is not given. To fix: give data.eval_path, or set eval_samples: 0.")),
         ({"train.eval_samples": 2, "data.eval_path": "e", "data.data_type": "classification"},
