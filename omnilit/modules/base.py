@@ -21,7 +21,6 @@ from omnilit.checkpoint.data_state import seed_random
 from omnilit.checkpoint.hf import choose_export_dtype
 from omnilit.checkpoint.shard_files import ShardFiles
 from omnilit.config import (
-    AcceleratorConfig,
     LoraArguments,
     OpsImplementationConfig,
     TrainingArguments,
@@ -49,6 +48,7 @@ from omnilit.modules.completions import complete_together
 from omnilit.modules.exporting import export_together, plan_files
 from omnilit.modules.meter import TermMeter, Totals
 from omnilit.modules.step import StepAccount
+from omnilit.modules.trainer_view import accelerator_of, topology_of
 from omnilit.optim.build import build_optimizer, refuse_other_type
 from omnilit.optim.schedules import AbsoluteSchedule
 from omnilit.parallel.collectives import sum_over
@@ -179,30 +179,7 @@ class OmniModule(LightningModule):
         Raises:
             ConfigError: The trainer has another strategy than `OmniStrategy`.
         """
-        topology = getattr(self.trainer.strategy, "topology", None)
-        if not isinstance(topology, Topology):
-            raise ConfigError(
-                key="trainer.strategy",
-                problem=f"{type(self.trainer.strategy).__name__} builds no meshes for omnilit",
-                fix="use Trainer(strategy=OmniStrategy())",
-            )
-        return topology
-
-    def _accelerator_config(self) -> AcceleratorConfig:
-        """`train.accelerator`, which the strategy owns.
-
-        Raises:
-            ConfigError: The module was given another one than the strategy.
-        """
-        own = self.train_arguments.accelerator
-        config = getattr(self.trainer.strategy, "config", own)
-        if own not in (config, AcceleratorConfig()):
-            raise ConfigError(
-                key="train.accelerator",
-                problem="the module and the strategy were given different ones",
-                fix="give OmniStrategy(train.accelerator) the module's own",
-            )
-        return config
+        return topology_of(self.trainer)
 
     @property
     def model_config(self) -> PretrainedConfig:
@@ -283,7 +260,7 @@ class OmniModule(LightningModule):
             ops=self.ops_implementation,
             given=self.given_kernels,
             train=self.train_arguments,
-            accelerator=self._accelerator_config(),
+            accelerator=accelerator_of(self.trainer, self.train_arguments.accelerator),
             is_resume=self.trainer.ckpt_path is not None,
             basic_modules=self.basic_modules,
             lora=self.lora,
