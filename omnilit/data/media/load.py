@@ -28,7 +28,7 @@ def load_media(samples: Sequence[Sample], processor: MediaProcessor) -> dict[str
     media = [(medium, sample.origin) for sample in samples for medium in sample.media]
     if not media:
         return {}
-    decoded = decode_media(media)
+    decoded = decode_media(media, processor)
     try:
         tensors, texts = processor.process(decoded)
     except ValueError as error:  # which of them it was is not told

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
 
 from omnilit.data.media.files import fetch, media_error
 from omnilit.data.media.images import planned_size, read_image, read_size
-from omnilit.data.media.processor import Decoded, MediaProcessor
+from omnilit.data.media.processor import Clip, Decoded, MediaProcessor
+from omnilit.data.media.sounds import count_samples, read_sound
+from omnilit.data.media.videos import plan_video, read_video
 from omnilit.errors import DataError
 from omnilit.types import Medium, Origin
 
@@ -29,32 +32,59 @@ def plan_medium(medium: Medium, origin: Origin, media: MediaProcessor) -> tuple[
         DataError: It cannot be read, or the processor takes none like it.
     """
     medium = fetch(medium, origin)
-    seen = read_size(medium, origin)
-    size = planned_size(medium, origin, seen, media.config)
-    plan: dict[str, Any] = {"seen": seen, "size": size}
+    plan, write = _PLANS[medium.kind](medium, origin, media)
     try:
-        text = media.write_image(size)
+        text = write()
     except ValueError as error:
         problem = f"the model's processor refuses it ({error})"
         raise media_error(origin, medium, problem, "change or remove it") from error
     return medium._replace(plan=json.dumps(plan), num_tokens=media.count_places(text)), text
 
 
-def decode_media(media: Sequence[tuple[Medium, Origin]]) -> Decoded:
+def decode_media(media: Sequence[tuple[Medium, Origin]], processor: MediaProcessor) -> Decoded:
     """Read media as they were planned.
 
+    Args:
+        media: In order, each with the origin of its record.
+        processor: Of the model.
+
     Raises:
-        DataError: One cannot be decoded.
+        DataError: One cannot be decoded, or is not what it was.
     """
     decoded = Decoded([], [], [], [], [])
     for medium, origin in media:
         decoded.kinds.append(medium.kind)
         plan = json.loads(medium.plan)
-        if list(read_size(medium, origin)) != plan["seen"]:
-            raise changed(origin, medium)
-        height, width = plan["size"]
-        decoded.images.append(read_image(medium, origin, (height, width)))
+        if medium.kind == "image":
+            if list(read_size(medium, origin)) != plan["seen"]:
+                raise changed(origin, medium)
+            height, width = plan["size"]
+            decoded.images.append(read_image(medium, origin, (height, width)))
+        elif medium.kind == "video":
+            height, width = plan["size"]
+            clip = Clip((height, width), tuple(plan["indices"]), plan["fps"], plan["total"])
+            decoded.clips.append(clip)
+            decoded.videos.append(read_video(medium, origin, clip))
+        else:
+            rate, number = processor.sample_rate, plan["samples"]
+            decoded.sounds.append(read_sound(medium, origin, rate, number))
     return decoded
+
+
+def _plan_image(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
+    seen = read_size(medium, origin)
+    size = planned_size(medium, origin, seen, media.config)
+    return {"seen": seen, "size": size}, lambda: media.write_image(size)
+
+
+def _plan_video(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
+    clip = plan_video(medium, origin, media.config, media.least_frames)
+    return clip._asdict(), lambda: media.write_video(clip)
+
+
+def _plan_sound(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
+    number = count_samples(medium, origin, media.sample_rate)
+    return {"samples": number}, lambda: media.write_sound(number)
 
 
 def changed(origin: Origin, medium: Medium) -> DataError:
@@ -65,3 +95,10 @@ def changed(origin: Origin, medium: Medium) -> DataError:
         "it has changed since the data was prepared",
         "put it back, or set OMNILIT_CACHE to another folder so that the data is prepared anew",
     )
+
+
+# What is known of a medium, and who writes its text
+Planned = tuple[dict[str, Any], Callable[[], str]]
+_PLANS: Final[Mapping[str, Callable[[Medium, Origin, MediaProcessor], Planned]]] = MappingProxyType(
+    {"image": _plan_image, "video": _plan_video, "audio": _plan_sound}
+)

@@ -125,6 +125,11 @@ class MediaProcessor:
         """Samples a second of sounds."""
         return self.config.sample_rate
 
+    @property
+    def least_frames(self) -> int:
+        """Frames that a video must have."""
+        return int(getattr(self._part("video"), "temporal_patch_size", 1))
+
     @cached_property
     def types_name(self) -> str | None:
         """What the model calls the kinds of its tokens, where it is told them."""

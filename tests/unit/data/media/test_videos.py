@@ -1,0 +1,141 @@
+"""Videos: which frames are taken, when they were, and what the model is given of them."""
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from omnilit.data.collate import CollateSettings, collate
+from omnilit.data.media.processor import MediaProcessor
+from omnilit.data.transforms import TransformSettings, build_transform
+from omnilit.errors import DataError
+from omnilit.types import MicroBatch, Sample
+from tests.helpers.processors import Family, media_processor, seen, write_image
+
+ANSWER = {"role": "assistant", "content": "Yes."}
+SIDE = 64
+
+
+def write_video(file: Path, number: int, fps: int, codec: str = "ffv1") -> str:
+    """Frame k is of the grey 4 k; its name."""
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream(codec, rate=fps)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        container.start_encoding()
+        for k in range(number):
+            grey = np.full((SIDE, SIDE, 3), 4 * k, np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        if number:
+            container.mux(stream.encode())
+    return file.name
+
+
+def run(media: MediaProcessor, folder: Path, **part: Any) -> tuple[Sample, MicroBatch]:
+    messages = [{"role": "user", "content": [{"type": "video", **part}]}, ANSWER]
+    settings = TransformSettings(max_seq_len=4000)
+    transform = build_transform(settings, media.processor.tokenizer, media)
+    (sample,) = transform.encode([seen(folder, messages=messages)]).samples
+    return sample, collate([sample], CollateSettings(media=media))
+
+
+def greys(batch: MicroBatch) -> list[float]:
+    """The grey of each pair of frames, times 255 / 4."""
+    pixels = batch.media["pixel_values_videos"]
+    grid = batch.media["video_grid_thw"][0].tolist()
+    frames = pixels.reshape(grid[0], -1, 3, 2, pixels.shape[1] // 6)
+    both = frames.mean(dim=(1, 2, 4)) * 0.5 + 0.5
+    return (both * 255 / 4).reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "libx264"])
+@pytest.mark.parametrize("settings", [{"fps": 2.0}, {"frames": 6}, {"fps": 4.0, "max_frames": 8}])
+def test_written_times_are_those_of_the_frames_that_are_seen(tmp_path, codec, settings):
+    fps, number = 10, 41
+    name = write_video(tmp_path / f"a.{'mkv' if codec == 'ffv1' else 'mp4'}", number, fps, codec)
+    media = media_processor("Qwen3VL", **settings)
+    sample, batch = run(media, tmp_path, video=name)
+    text = media.processor.tokenizer.decode(sample.input_ids)
+    times = [float(time) for time in re.findall(r"<([\d.]+) seconds>", text)]
+    seen_greys = np.array(greys(batch)).reshape(-1, 2)
+    assert len(times) == len(seen_greys) == batch.media["video_grid_thw"][0, 0]
+    shown = seen_greys.mean(axis=1) / fps  # frame k has the grey k and the time k / fps
+    assert shown == pytest.approx(times, abs=0.051 + (0.05 if codec == "libx264" else 0))
+    indices = json.loads(sample.media[0].plan)["indices"]
+    assert seen_greys.reshape(-1) == pytest.approx(indices, abs=0.8 if codec == "libx264" else 0.1)
+    assert (indices[0], indices[-1]) == (0, number - 1)
+
+
+@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen2_5Omni"])
+def test_places_and_tensors_agree(tmp_path: Path, family: Family):
+    name = write_video(tmp_path / "a.mkv", 11, 5)
+    media = media_processor(family)
+    sample, batch = run(media, tmp_path, video=name)
+    grid = batch.media["video_grid_thw"][0]
+    places = int((batch.input_ids == media.places["video"][0]).sum())
+    assert places == int(grid.prod()) // 4 == sample.media[0].num_tokens
+    assert len(batch.media["pixel_values_videos"]) == int(grid.prod())
+    assert batch.modalities == {"video"}
+    if family == "Qwen2_5_VL":  # 4 frames of 2.2 seconds, two a step
+        assert batch.media["second_per_grid_ts"].tolist() == pytest.approx([1.1])
+
+
+def test_a_list_of_images_is_a_video_of_its_own_rate(tmp_path: Path):
+    names = [write_image(tmp_path / f"{i}.png", seed=i) for i in range(4)]
+    media = media_processor("Qwen3VL", fps=1.0)
+    sample, batch = run(media, tmp_path, video=names, fps=1)
+    text = media.processor.tokenizer.decode(sample.input_ids)
+    assert re.findall(r"<([\d.]+) seconds>", text) == ["0.5", "2.5"]
+    assert batch.media["video_grid_thw"].tolist() == [[2, 4, 6]]
+    write_image(tmp_path / "1.png", 32, 32)
+    with pytest.raises(DataError, match="its frames have 2 sizes"):
+        run(media, tmp_path, video=names)
+
+
+def test_frames_are_brought_to_a_share_of_all_pixels(tmp_path: Path):
+    name = write_video(tmp_path / "a.mkv", 16, 4)
+    media = media_processor(
+        video_total_pixels=8 * 32 * 32, video_min_pixels=900, scale_factor=32, fps=2.0
+    )
+    sample, batch = run(media, tmp_path, video=name)
+    plan = json.loads(sample.media[0].plan)
+    assert len(plan["indices"]) == 8
+    assert plan["size"] == [32, 32]
+    assert batch.media["video_grid_thw"].tolist() == [[4, 2, 2]]
+
+
+def test_a_video_of_one_frame_is_long_enough_for_the_model(tmp_path: Path):
+    name = write_video(tmp_path / "a.mkv", 1, 4)
+    sample, batch = run(media_processor("Qwen3VL"), tmp_path, video=name)
+    assert json.loads(sample.media[0].plan)["indices"] == [0, 0]
+    assert batch.media["video_grid_thw"].tolist() == [[1, 4, 4]]
+    assert torch.isfinite(batch.media["pixel_values_videos"]).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "cannot be decoded"), (b"no video at all" * 100, "cannot be decoded")],
+)
+def test_a_video_that_cannot_be_used_is_refused(tmp_path: Path, data: bytes, message: str):
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(DataError, match=message) as caught:
+        run(media_processor(), tmp_path, video="a.mp4")
+    assert str(caught.value).startswith(f"{tmp_path}/data.jsonl:3: a.mp4: ")
+
+
+def test_a_video_without_frames_is_refused(tmp_path: Path):
+    write_video(tmp_path / "a.mkv", 0, 4)
+    with pytest.raises(DataError, match=r"a\.mkv: it has no frames"):
+        run(media_processor(), tmp_path, video="a.mkv")
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 8000)
+    with pytest.raises(DataError, match=r"a\.wav: it has no video"):
+        run(media_processor(), tmp_path, video="a.wav")
