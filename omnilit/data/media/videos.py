@@ -137,6 +137,7 @@ def opened(medium: Medium, origin: Origin, kind: str = "video") -> Iterator[tupl
     """
     try:
         import av
+        from av.error import FFmpegError
     except ImportError as error:
         raise ConfigError(
             key="data.train_path",
@@ -152,7 +153,7 @@ def opened(medium: Medium, origin: Origin, kind: str = "video") -> Iterator[tupl
                 yield container, stream
         except DataError:
             raise
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
+        except (FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
             raise media_error(
                 origin, medium, f"it cannot be decoded ({error})", "mend or remove it"
             ) from error
