@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
 
 from omnilit.checkpoint.dcp import load_named
 from omnilit.checkpoint.hf import export, publish_folder
@@ -30,7 +31,7 @@ CPU: Final = torch.device("cpu")
 def export_adapters(
     plan: AdapterPlan,
     tensors: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None,
     destination: Path,
     *,
     dtype: torch.dtype,
@@ -111,7 +112,7 @@ def read_adapters(
 def export_merged(
     plan: AdapterPlan,
     tensors: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None,
     destination: Path,
     *,
     config: PreTrainedConfig,

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
 
 from omnilit.checkpoint.layout import publish, stage, staging_of
 from omnilit.checkpoint.manifest import files_below, seal_files
@@ -22,7 +23,7 @@ from omnilit.models.build import build_meta
 def export(
     config: PreTrainedConfig,
     tensors: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None,
     destination: Path,
     *,
     dtype: torch.dtype,
@@ -37,7 +38,7 @@ def export(
     Args:
         config: The configuration as it was read, without changes made for kernels.
         tensors: From `gather_weights`: the full values, tied ones once.
-        tokenizer: Written beside the weights, with its chat template.
+        tokenizer: Written beside the weights, with its chat template, or a processor around it.
         destination: Such as `global_step_N/hf_ckpt`; what is there is replaced.
         dtype: Of the written parameters; buffers keep their own.
         generation_config: Of the model that training started from, where it has one.

@@ -455,7 +455,7 @@ class OmniModule(LightningModule):
         export_together(
             self.model_config,
             tensors,
-            self.tokenizer,
+            self.processor or self.tokenizer,
             destination,
             dtype=self.export_dtype,
             model_path=self.model_path,

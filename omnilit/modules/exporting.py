@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
 
 from omnilit.checkpoint.adapters import export_adapters
 from omnilit.checkpoint.hf import export
@@ -40,7 +41,7 @@ def plan_files(
 def export_together(
     config: PretrainedConfig,
     tensors: Mapping[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     destination: Path,
     *,
     dtype: torch.dtype,

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, Trainer
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLProcessor
 
 from omnilit.callbacks import CheckpointSaver
 from omnilit.modules import VLMModule
@@ -21,7 +21,7 @@ from omnilit.types import MicroBatch, StepStamp
 from tests.helpers import training
 from tests.helpers.media_models import media_config, sample
 from tests.helpers.media_spread import Case, rows_of
-from tests.helpers.tokenizers import build_tokenizer
+from tests.helpers.processors import build_processor
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
 STEPS, SAVED = 4, 2
@@ -110,9 +110,8 @@ def run(folder: Path, out: str, sizes: dict[str, Any], resume: str | None = None
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("task")
-    tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(folder / "model")
-    media_config("qwen3_vl", vocab=len(tokenizer)).save_pretrained(folder / "model")
+    build_processor("Qwen3VL").save_pretrained(folder / "model")
+    media_config("qwen3_vl", vocab=300).save_pretrained(folder / "model")
     return folder
 
 
@@ -154,6 +153,7 @@ def test_the_tower_has_a_rate_of_its_own(one):
 def test_plain_transformers_loads_the_export_and_sees_the_same(folder, one):
     exported = AutoModelForImageTextToText.from_pretrained(folder / "one" / "hf_ckpt").eval()
     assert type(exported).__name__ == "Qwen3VLForConditionalGeneration"
+    assert type(AutoProcessor.from_pretrained(folder / "one" / "hf_ckpt")) is Qwen3VLProcessor
     plain = AutoModelForImageTextToText.from_config(exported.config)
     plain.load_state_dict(one["last"], strict=False)
     prompt = sample("qwen3_vl", 9, seed=3, images=[(1, 4, 6)])
