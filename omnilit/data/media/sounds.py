@@ -62,7 +62,8 @@ def _ask_soundfile(medium: Medium, origin: Origin) -> tuple[int, int] | None:
         import soundfile
     except ImportError:
         return None
-    with open_medium(medium, origin) as file:
+    with open_medium(medium, origin) as opened_file:
+        file: Any = opened_file  # its stubs know less than it reads
         try:
             with soundfile.SoundFile(file) as found:
                 return int(found.frames), int(found.samplerate)
