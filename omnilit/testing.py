@@ -31,13 +31,14 @@ def run_ranks(
         function: Importable at module level, since the ranks are fresh processes.
         num_ranks: Number of processes, one thread each.
         args: Picklable; the same for every rank.
-        tmp_path: Folder for the rendezvous file; pytest's fixture of that name.
+        tmp_path: Folder for the rendezvous file, made where it is missing; pytest's fixture.
         timeout_s: Seconds after which a hanging collective or rank fails the call.
 
     Raises:
         AssertionError: A rank raised, died or ran out of time; holds every rank's traceback.
     """
     context = multiprocessing.get_context("forkserver")
+    tmp_path.mkdir(parents=True, exist_ok=True)  # where there is none, ranks wait for each other
     rendezvous = tmp_path / f"rendezvous_{os.urandom(6).hex()}"
     pipes, processes = [], []
     for rank in range(num_ranks):

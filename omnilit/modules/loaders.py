@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from omnilit.config import DataloaderConfig, TrainingArguments
@@ -192,9 +193,13 @@ class LoaderFactory:
 
     @property
     def _workers(self) -> WorkerSettings:
-        config = self.settings.dataloader
-        is_pinned = config.pin_memory and self.topology.device.type != "cpu"
-        return WorkerSettings(config.num_workers, config.prefetch_factor, is_pinned)
+        return choose_workers(self.settings.dataloader, self.topology.device)
+
+
+def choose_workers(config: DataloaderConfig, device: torch.device) -> WorkerSettings:
+    """Worker processes as configured; their batches are pinned where an accelerator takes them."""
+    is_pinned = config.pin_memory and device.type != "cpu"
+    return WorkerSettings(config.num_workers, config.prefetch_factor, is_pinned)
 
 
 class CountReducer:

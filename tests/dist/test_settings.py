@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from omnilit.config import DataloaderConfig, MixedPrecisionConfig, OpsImplementationConfig
 from omnilit.errors import TrainingError
-from omnilit.modules import OmniDataModule, SFTModule
+from omnilit.modules import SFTModule
+from omnilit.modules.loaders import choose_workers
 from omnilit.parallel.fsdp import fsdp_modules
 from omnilit.testing import run_ranks
 from omnilit.types import LossTerm, MicroBatch
@@ -199,11 +200,7 @@ def test_a_step_without_a_finite_norm_moves_nothing_and_too_many_end_the_run(fol
 
 @pytest.mark.parametrize(("device", "is_pinned"), [("cpu", False), ("cuda", True)])
 def test_workers_are_as_configured_and_pinned_only_for_an_accelerator(device, is_pinned):
-    from types import SimpleNamespace
-
     config = DataloaderConfig(num_workers=3, prefetch_factor=5, pin_memory=True)
-    data = OmniDataModule(train_path="unused.jsonl", dataloader=config)
-    topology: Any = SimpleNamespace(device=torch.device(device))
-    workers = data._choose_workers(topology)
+    workers = choose_workers(config, torch.device(device))
     assert (workers.num_workers, workers.prefetch_factor) == (3, 5)
     assert workers.pin_memory is is_pinned

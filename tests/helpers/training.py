@@ -129,6 +129,7 @@ def train(
     load_path: Path | None = None,
     callbacks: tuple[Callback, ...] = (),
     loggers: tuple[Logger, ...] = (),
+    is_validation: bool = False,
 ) -> tuple[StepLog, OmniModule]:
     """Run `fit` on this rank of however many there are.
 
@@ -141,6 +142,7 @@ def train(
         load_path: A checkpoint to go on from.
         callbacks: Further ones.
         loggers: None but these.
+        is_validation: Run `validate` in its place.
     """
     os.environ["OMNILIT_CACHE"] = str(folder / "cache")
     module = module_class(**{"config_path": str(folder / "model"), **(model or {})}, train=train)
@@ -182,7 +184,10 @@ def train(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Topology, "build", _build_once)
         trainer.ckpt_path = load_path  # as the command line does it
-        trainer.fit(module, datamodule=datamodule)
+        if is_validation:
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+        else:
+            trainer.fit(module, datamodule=datamodule)
     return log, module
 
 

@@ -46,6 +46,7 @@ def bound(family, kernel=None, **over):
     binding = bind_kernels(
         model, resolve_kernels(ops, given=changed_fields(ops), machine=Machine("cpu"))
     )
+    assert isinstance(binding.head, HeadLoss)
     if kernel is not None:
         binding.head._kernel = kernel
     return model, binding.head
