@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,8 +54,8 @@ class EvalSamples(Callback):
     """Complete the first prompts of the evaluation data after each evaluation.
 
     Prompt, expected answer and completion go to `eval_samples.jsonl` in the folder of the run and
-    as text to TensorBoard and wandb; how long it took, and the tokens, are numbers of the
-    evaluation, `eval_samples_s` and `eval_samples_tokens`. Completions are greedy. A
+    as text to TensorBoard and wandb. How long it took, the tokens and the share of completions that
+    are the expected answers are numbers of the evaluation. Completions are greedy. A
     `fast_dev_run` writes nothing.
 
     Stands before `MetricsRecorder`, which writes the evaluation's numbers.
@@ -91,6 +92,7 @@ class EvalSamples(Callback):
         module.eval_result = (module.eval_result or {}) | {
             "eval_samples_s": time.monotonic() - began,
             "eval_samples_tokens": float(sum(map(len, completions))),
+            "eval_samples_exact": exact_share(prompts, completions, module.tokenizer),
         }
         if trainer.is_global_zero and not is_trial_run(trainer):
             self._write(trainer, list(_texts(prompts, completions, module.tokenizer)))
@@ -123,6 +125,24 @@ class EvalSamples(Callback):
             self._file.append(line)
         for logger in trainer.loggers:
             show_texts(logger, texts, step=step)
+
+
+def exact_share(
+    prompts: PromptSet,
+    completions: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> float:
+    """The share of completions whose text is that of the expected answer; nan of no prompts.
+
+    Special tokens and space around a text do not count.
+    """
+
+    def words(tokens: Iterable[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    pairs = zip(prompts.prompts, completions, strict=True)
+    hits = [words(one.expected) == words(completion) for one, completion in pairs]
+    return sum(hits) / len(hits) if hits else math.nan
 
 
 def show_texts(logger: Logger, texts: Sequence[Mapping[str, str]], *, step: int) -> None:

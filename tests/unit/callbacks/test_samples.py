@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,15 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from omnilit.callbacks import EvalSamples, EvaluationSchedule, MetricsRecorder
-from omnilit.callbacks.samples import show_texts
+from omnilit.callbacks.samples import exact_share, show_texts
 from omnilit.config import TrainingArguments
 from omnilit.data.collate import PLAIN
-from omnilit.data.prompts import PromptSet, take_prompts
+from omnilit.data.prompts import HeldOutPrompt, PromptSet, take_prompts
 from omnilit.errors import ConfigError
 from tests.helpers.samples import CountingSource
 
+END = 9
+SOURCE = CountingSource([4, 6, 8])
 TEXT = {"prompt": "# 1 | 2\n<b>", "expected": "", "completion": "3\n4"}
 
 
@@ -32,7 +35,7 @@ class Prompts(LightningDataModule):
         self.train_dataloader, self.val_dataloader = module.train_dataloader, module.val_dataloader
 
     def eval_prompts(self, number: int) -> PromptSet:
-        return PromptSet(take_prompts(CountingSource([4, 6, 8]), number), PLAIN, 64, 64)
+        return PromptSet(take_prompts(SOURCE, number), PLAIN, 64, 64)
 
 
 def completing(module: Any) -> Any:
@@ -42,8 +45,8 @@ def completing(module: Any) -> Any:
         step = module.trainer.global_step
         return [[step, number][:max_tokens] for number in range(len(prompts.prompts))]
 
-    def decode(ids: list[int]) -> str:
-        return " ".join(map(str, ids))
+    def decode(ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        return " ".join(str(i) for i in ids if not (skip_special_tokens and i == END))
 
     module.complete, module.tokenizer = complete, SimpleNamespace(decode=decode)
     return module
@@ -78,6 +81,15 @@ def test_each_evaluation_writes_prompts_expected_answers_and_completions(
     evaluated = [line for line in read(tmp_path / "metrics.jsonl") if "eval_loss" in line]
     assert [line["eval_samples_tokens"] for line in evaluated] == [4.0, 4.0]
     assert all(line["eval_samples_s"] > 0 for line in evaluated)
+    assert [line["eval_samples_exact"] for line in evaluated] == [0.0, 0.0]
+
+
+def test_an_answer_is_exact_whatever_ends_it(make_module):
+    prompts = tuple(HeldOutPrompt(one.prompt, (5, 7, END)) for one in take_prompts(SOURCE, 3))
+    found = PromptSet(prompts, PLAIN, 64, 64)
+    tokenizer = completing(make_module()).tokenizer
+    assert exact_share(found, [[5, 7], [5, 7, END], [5]], tokenizer) == pytest.approx(2 / 3)
+    assert math.isnan(exact_share(PromptSet((), PLAIN, 64, 64), [], tokenizer))
 
 
 def test_samples_of_steps_that_a_run_goes_back_before_are_set_aside(
