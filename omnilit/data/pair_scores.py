@@ -48,7 +48,7 @@ class PairScoreTable:
                 "what is computed before training is kept by record",
                 fix="leave it out, or make one pair of each record",
             )
-        self.values: npt.NDArray[np.float32] = np.full((len(self._keys), 2), np.nan, np.float32)
+        self.values: npt.NDArray[np.float64] = np.full((len(self._keys), 2), np.nan)
 
     def find(self, origin: Origin) -> int | None:
         """The row of `values` for the pair of a record; None where it is not among these."""

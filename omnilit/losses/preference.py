@@ -19,8 +19,8 @@ class PairScores:
     """Log-probabilities of the answers of P pairs under one model.
 
     Args:
-        chosen: [P], float32.
-        rejected: [P], float32.
+        chosen: [P], in float64 where the device has it.
+        rejected: [P], in float64 where the device has it.
     """
 
     chosen: Tensor

@@ -18,6 +18,7 @@ from omnilit.data.pair_scores import KEY, PairScoreTable, is_saved
 from omnilit.errors import ConfigError, DataError
 from omnilit.logging import get_logger
 from omnilit.losses.preference import PairScores
+from omnilit.losses.segments import sum_dtype
 from omnilit.modules.data_requests import cache_dir
 from omnilit.parallel.collectives import gather_objects, run_on_first
 from omnilit.types import MicroBatch
@@ -99,7 +100,7 @@ class StoredReference:
             DataError: A pair is none of the prepared data's.
         """
         origins = batch.origins[::2]  # both answers of a pair are of one record
-        values = np.empty((len(origins), 2), np.float32)
+        values = np.empty((len(origins), 2), np.float64)
         for index, origin in enumerate(origins):
             found = ((one, one.find(origin)) for one in self._tables)
             table, row = next((pair for pair in found if pair[1] is not None), (None, None))
@@ -111,7 +112,8 @@ class StoredReference:
                     row=origin.row,
                 )
             values[index] = table.values[row]
-        scores = torch.from_numpy(values).to(batch.input_ids.device)
+        device = batch.input_ids.device
+        scores = torch.from_numpy(values).to(device, sum_dtype(device))
         return PairScores(scores[:, 0], scores[:, 1])
 
 
@@ -120,7 +122,7 @@ def _score_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """This rank's share: which rows of the table, and their numbers."""
     rows: list[int] = []
-    values = [np.zeros((0, 2), np.float32)]
+    values = [np.zeros((0, 2), np.float64)]
     for batch in batches:
         found = score(batch)
         if found is not None:

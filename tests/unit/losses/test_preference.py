@@ -96,3 +96,11 @@ def test_values_are_added_up_by_segment_also_where_a_rank_holds_a_part():
     own = labels[:, 4:]
     part = MicroBatch(own, own, own, [0, 3, 6, 9], (), {}, row_index=index)
     assert sum_by_segment(values[2:], part).tolist() == [0.0, 3.0, 4.0]
+
+
+def test_a_long_answers_sum_keeps_what_the_margin_is_made_of():
+    labels = torch.full((1, 1500), 5)
+    row = MicroBatch(labels, labels, labels, [0, 1500], (), {})
+    values = -10 - torch.rand(1500, generator=torch.Generator().manual_seed(0))
+    [found] = sum_by_segment(values, row).tolist()
+    assert found == pytest.approx(math.fsum(values.tolist()), abs=1e-9)
