@@ -84,7 +84,8 @@ def test_a_model_that_asks_for_none_has_none():
 
 def test_a_router_that_does_not_say_how_many_experts_it_chooses_is_refused():
     model = tiny("qwen3_moe", **ASKED)
-    config: Any = SimpleNamespace(get_text_config=SimpleNamespace)  # one that names it otherwise
+    # one that names it otherwise
+    config: Any = SimpleNamespace(architectures=None, get_text_config=SimpleNamespace)
     model.config = config
     with pytest.raises(ConfigError, match="without a num_experts_per_tok"):
         RouterBalance.bind(model, load_balancing.eager, counter=CallCounter())
