@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from omnilit.config import DPOConfig, LoraArguments
 from omnilit.errors import ConfigError
 from omnilit.modules import DPOModule
 from omnilit.testing import run_ranks
 from tests.helpers import training
+from tests.helpers.pairs import write_weights_and_pairs
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 FLOAT32 = DPOConfig(refer_model_precision="float32", beta=0.5)
@@ -28,28 +25,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     training.write_model(folder / "model")
     training.write_model(folder / "moe", "qwen3_moe", output_router_logits=True)
-    training.write_model(folder / "weights")
-    config = AutoConfig.from_pretrained(folder / "weights")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "weights")
-    for name, number in (("train", 30), ("eval", 7)):
-        write_pairs(folder / f"{name}.jsonl", number)
+    write_weights_and_pairs(folder)
     return folder
-
-
-def write_pairs(file: Path, number: int) -> None:
-    """Pairs of answers of very different lengths; chosen ones have words of their own."""
-    draw = random.Random(number)
-    words = {"chosen": training.WORDS[:5], "rejected": training.WORDS[5:]}
-
-    def talk(role: str, words: tuple[str, ...]) -> dict[str, str]:
-        return {"role": role, "content": " ".join(draw.choices(words, k=draw.randint(1, 9)))}
-
-    with file.open("w") as lines:
-        for _ in range(number):
-            asked = talk("user", training.WORDS)
-            pair = {name: [asked, talk("assistant", own)] for name, own in words.items()}
-            lines.write(json.dumps(pair) + "\n")
 
 
 def run(

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from omnilit.config import DPOConfig, LoraArguments
 from omnilit.modules import DPOModule
 from omnilit.modules.assembly import AssembledModel, ModelRequest
 from omnilit.testing import run_ranks
-from tests.dist.test_dpo import write_pairs
 from tests.helpers import training
+from tests.helpers.pairs import write_weights_and_pairs
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 STEPS = 3
@@ -40,12 +38,7 @@ class Counting(DPOModule):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     training.write_model(folder / "model")
-    training.write_model(folder / "weights")
-    config = AutoConfig.from_pretrained(folder / "weights")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "weights")
-    for name, number in (("train", 30), ("eval", 7)):
-        write_pairs(folder / f"{name}.jsonl", number)
+    write_weights_and_pairs(folder)
     return folder
 
 

@@ -11,8 +11,8 @@ import pytest
 from omnilit.config import DPOConfig
 from omnilit.modules import DPOModule, SFTModule
 from omnilit.testing import run_ranks
-from tests.dist.test_dpo import write_pairs
 from tests.helpers import training
+from tests.helpers.pairs import write_pairs
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 STEPS = 2
