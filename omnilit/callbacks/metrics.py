@@ -19,7 +19,7 @@ from omnilit.callbacks.confusion import NAME as CONFUSION
 from omnilit.callbacks.evaluation import EvaluationSchedule, is_evaluation_due
 from omnilit.callbacks.expert_load import ExpertLoad
 from omnilit.callbacks.layer_norms import LayerGradNorms
-from omnilit.callbacks.metrics_file import MetricsFile, Number, to_json
+from omnilit.callbacks.metrics_file import MetricsFile, Number, append_lines
 from omnilit.callbacks.peak_memory import PeakMemory
 from omnilit.callbacks.profiler import StepProfiler
 from omnilit.callbacks.protocols import TrainedModule
@@ -111,10 +111,8 @@ class MetricsRecorder(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             if not _is_writer(trainer):
                 return
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             line = {"checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None}
-            with (self.output_dir / "eval.jsonl").open("a", encoding="utf-8") as file:
-                file.write(to_json(line | evaluated | more) + "\n")
+            append_lines(self.output_dir / "eval.jsonl", [line | evaluated | more])
             log.info("  ".join(f"{name} {value:.4f}" for name, value in evaluated.items()))
         elif self._is_pending:
             self.numbers |= evaluated

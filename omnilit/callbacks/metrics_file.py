@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import TextIO
@@ -64,6 +64,13 @@ class MetricsFile:
         _write_synced(shortened, kept)
         shortened.replace(self.path)
         log.info("%s: %d lines after step %d moved to %s", self.path, len(moved), step, aside.name)
+
+
+def append_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Add lines to a file that no run keeps open; it is made with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(to_json(line) + "\n" for line in lines)
 
 
 def to_json(line: Line) -> str:

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from omnilit.callbacks.metrics_file import MetricsFile, to_json
+from omnilit.callbacks.metrics_file import MetricsFile, append_lines
 from omnilit.callbacks.trainer_view import datamodule_of, is_trial_run
 from omnilit.checkpoint.layout import EVAL_SAMPLES
 from omnilit.checkpoint.save import saved_step
@@ -117,9 +117,7 @@ class EvalSamples(Callback):
             for number, text in enumerate(texts, start=1)
         ]
         if not is_fit:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(to_json(line) + "\n" for line in lines)
+            append_lines(self._path, lines)
             return
         for line in lines:
             self._file.append(line)
