@@ -17,9 +17,9 @@ from typing_extensions import override
 
 from omnilit.errors import ConfigError
 from omnilit.losses.classification import class_losses
-from omnilit.models.attention import BOUNDS, PackedRun, Segments
+from omnilit.models.attention import PackedRun
 from omnilit.models.class_labels import CONFIG_KEY
-from omnilit.models.head import ForwardOutput, check_coefficient, first_position
+from omnilit.models.head import ForwardOutput, check_coefficient, first_position, run_packed
 from omnilit.models.head_form import Setting
 from omnilit.models.heads import class_head_name
 from omnilit.types import IGNORE, MicroBatch
@@ -99,15 +99,10 @@ class ClassHead:
         return self._call(model, batch, hidden)
 
     def _call(self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None) -> Tensor:
-        given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
-        with PADDING.replaced(model, None), self._run.going_on():
-            output = model(
-                **given,
-                position_ids=batch.position_ids + self._first_position,
-                **{BOUNDS: Segments(batch.bounds)},
-                use_cache=False,
+        with PADDING.replaced(model, None):
+            return run_packed(
+                model, batch, hidden, run=self._run, first_position=self._first_position
             )
-        return output.logits
 
     @classmethod
     def _takes_last_place(cls, model: PreTrainedModel, name: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -184,17 +184,12 @@ class HeadLoss:
     def _run_model(
         self, model: PreTrainedModel, batch: MicroBatch, hidden: Tensor | None, **more: Tensor
     ) -> Tensor:
-        given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
-        given["position_ids"] = batch.position_ids + self._first_position
         feeding = nullcontext({}) if self._media is None else self._media.feeding(batch)
-        with self._run.going_on(), feeding as fed:
-            output = model(
-                **{**given, **fed},
-                **{BOUNDS: Segments(batch.bounds)},
-                use_cache=False,
-                **more,
+        with feeding as fed:
+            given = {**fed, **more}
+            return run_packed(
+                model, batch, hidden, given, run=self._run, first_position=self._first_position
             )
-        return output.logits
 
     @contextmanager
     def _settings_taken(self, model: PreTrainedModel) -> Iterator[None]:
@@ -227,6 +222,32 @@ class HeadLoss:
             hidden.flatten(0, -2), weight, self._targets, bias_V=bias, softcap=self._softcap
         )
         return losses_R[None, :, None].clone()  # FSDP2 warns of a view as its unit's output
+
+
+def run_packed(
+    model: PreTrainedModel,
+    batch: MicroBatch,
+    hidden: Tensor | None,
+    more: Mapping[str, Tensor] = MappingProxyType({}),
+    *,
+    run: PackedRun,
+    first_position: int,
+) -> Tensor:
+    """What a model, or a stage of one, gives for a packed row in place of logits.
+
+    Args:
+        model: Its attention was bound.
+        batch: On the model's device.
+        hidden: What the stages before came to, [1, T, H]; None where this is the first.
+        more: Further arguments of the model's forward; they come before those made here.
+        run: Where packed rows are announced to the model's attention.
+        first_position: The number of a sequence's first token.
+    """
+    given = {"input_ids": batch.input_ids} if hidden is None else {"inputs_embeds": hidden}
+    given["position_ids"] = batch.position_ids + first_position
+    with run.going_on():
+        bounds = {BOUNDS: Segments(batch.bounds)}
+        return model(**{**given, **more}, **bounds, use_cache=False).logits
 
 
 def first_position(model: nn.Module) -> int:

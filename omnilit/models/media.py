@@ -92,10 +92,7 @@ class MediaFeed:
         is_whole = batch.row_index is None
         if batch.media and is_whole and POSITIONS not in batch.media:
             batch = self.prepare(batch, is_split=False)
-        expected = self.kinds if batch.stamp is None and self.is_shared else batch.modalities
-        if batch.stamp is not None and self.is_shared:
-            expected = batch.stamp.media | batch.modalities
-        self._batch, self._blank = batch, (expected & self.kinds) - batch.modalities
+        self._batch, self._blank = batch, self._lacking(batch)
         given = dict(batch.media)
         positions = given.pop(POSITIONS, None)
         for kind in sorted(self._blank):
@@ -108,6 +105,13 @@ class MediaFeed:
             yield inputs
         finally:
             self._batch, self._blank = None, frozenset()
+
+    def _lacking(self, batch: MicroBatch) -> frozenset[str]:
+        """The kinds of media that another rank may have here, and this one has not."""
+        if not self.is_shared:
+            return frozenset()
+        elsewhere = self.kinds if batch.stamp is None else batch.stamp.media & self.kinds
+        return elsewhere - batch.modalities
 
     def _bind(self, kind: str) -> None:
         name = features_name(kind)
