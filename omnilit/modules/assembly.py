@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -50,6 +50,7 @@ from omnilit.types import MicroBatch
 
 log = get_logger(__name__)
 GIB: Final = 2**30
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,13 @@ class AssembledModel:
     def stages(self) -> ProcessGroup | None:
         """The ranks that hold the model's other stages; None where it has one."""
         return None if self.pipeline is None else self.pipeline.group
+
+    def read_on_last(self, read: Callable[[], T]) -> T:
+        """What a function gives where losses come out, on every rank; all stages call."""
+        if self.pipeline is None:
+            return read()
+        value = read() if self.pipeline.has_last else None
+        return cast("T", self.pipeline.from_last(value))
 
     def gather_weights(self) -> dict[str, Tensor]:
         """The full parameters and saved buffers on the CPU of rank 0; every rank calls."""
@@ -247,7 +255,6 @@ def assemble_shards(
     _shard(model, parts, request, precision, topology)
     activations = _offload_activations(model, request.offload, topology)
     pipeline = _run_stages(parts, request, topology, binding, precision, activations)
-    sequence = topology.sequence.get_group() if topology.sequence_size > 1 else None
     return AssembledModel(
         model=model,
         kernels=kernels,
@@ -256,7 +263,7 @@ def assemble_shards(
         flops=flops,
         compilation=compilation,
         activations=activations,
-        sequence=sequence,
+        sequence=topology.sequence_group,
         pipeline=pipeline,
         adapted=adapted,
         towers=towers,

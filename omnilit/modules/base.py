@@ -467,11 +467,9 @@ class OmniModule(LightningModule):
 
     def _read_totals(self, meter: TermMeter) -> Totals:
         """What was added up, over all ranks; the meter begins anew."""
-        pipeline = self.assembled.pipeline
-        is_here = pipeline is None or pipeline.has_last
-        totals = meter.read_totals(self._sum_over_ranks) if is_here else Totals({}, {})
+        totals = self.assembled.read_on_last(lambda: meter.read_totals(self._sum_over_ranks))
         meter.reset()
-        return totals if pipeline is None else pipeline.from_last(totals)
+        return totals
 
     def _sum_over_ranks(self, values: Mapping[str, float]) -> dict[str, float]:
         return sum_over(values, self.topology.loss.get_group(), self.topology.device)

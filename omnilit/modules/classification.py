@@ -85,12 +85,11 @@ class ClassificationModule(OmniModule):
     @override
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        metrics, pipeline = self._metrics, self.assembled.pipeline
+        metrics = self._metrics
         assert metrics is not None, "the evaluation has begun"
         assert self.eval_result is not None, "it has been read"
         self._metrics = None
-        found = metrics.read() if pipeline is None or pipeline.has_last else ({}, [])
-        means, counts = found if pipeline is None else pipeline.from_last(found)
+        means, counts = self.assembled.read_on_last(metrics.read)
         self.eval_confusion = Confusion(self.classes, counts)
         own = {f"eval_{name}": mean for name, mean in means.items()}
         self.eval_result |= own

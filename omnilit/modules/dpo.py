@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from typing_extensions import override
 
 from omnilit.config import (
@@ -69,12 +68,6 @@ class DPOModule(OmniModule):
         """What a model computes in beside the one that is trained."""
         has_copy = needs_reference(self.dpo_config) and self._has_copy
         return (self.dpo_config.refer_model_precision,) if has_copy else ()
-
-    @property
-    def _sequence(self) -> ProcessGroup | None:
-        """The ranks that share a row; None where each has it whole."""
-        topology = self.topology
-        return topology.sequence.get_group() if topology.sequence_size > 1 else None
 
     @property
     def _has_copy(self) -> bool:
@@ -258,7 +251,7 @@ class DPOModule(OmniModule):
 
     def _complete(self, sums: Tensor) -> Tensor:
         """Sums over the ranks of a row; the gradient goes to what this rank adds."""
-        group = self._sequence
+        group = self.topology.sequence_group
         if group is None:
             return sums
         total = sums.detach().clone()
@@ -270,7 +263,7 @@ class DPOModule(OmniModule):
 
         Its gradient stays whole, since each rank passes it on to its own tokens alone.
         """
-        group = self._sequence
+        group = self.topology.sequence_group
         if group is None:
             return value
         return value - value.detach() * (1 - 1 / dist.get_world_size(group))

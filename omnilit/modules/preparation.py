@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +18,7 @@ from omnilit.modules.data_requests import find_mixture, prepare_requests
 from omnilit.parallel.collectives import run_on_first
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Preparation:
     """The sources of a run and what was made of them.
 
@@ -42,7 +43,7 @@ class Preparation:
     infos: dict[str, PreparedInfo] = field(default_factory=dict)
     _datasets: dict[str, list[TokenDataset]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def mixture(self) -> Mixture | None:
         """The mixture that is trained on; None where there is one source.
 

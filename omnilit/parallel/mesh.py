@@ -105,6 +105,11 @@ class Topology:
         return self.sizes.sequence_size
 
     @property
+    def sequence_group(self) -> ProcessGroup | None:
+        """The ranks that hold parts of the same sequences; None where each is whole."""
+        return self.sequence.get_group() if self.sequence_size > 1 else None
+
+    @property
     def tp_rank(self) -> int:
         """Which part of each matrix this rank holds."""
         return self.tp.get_local_rank()
