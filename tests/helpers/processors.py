@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +91,15 @@ def write_image(file: Path, height: int = 64, width: int = 96, seed: int = 0) ->
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file)
     return file.name
+
+
+def png_head(height: int, width: int) -> bytes:
+    """A PNG whose head alone is right."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = b"IHDR" + head, b"IDAT" + b"no pixels"
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
 
 
 def seen(folder: Path, **fields: Any) -> Record:

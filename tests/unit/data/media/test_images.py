@@ -3,8 +3,6 @@
 import base64
 import json
 import pickle
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from tests.helpers.processors import (
     Family,
     build_processor,
     media_processor,
+    png_head,
     seen,
     write_image,
 )
@@ -205,25 +204,15 @@ def test_images_beyond_the_limit_of_a_record_lose_their_places(tmp_path: Path):
     assert [medium.path for medium in sample.media] == ["a.png"]
 
 
-def png(height: int, width: int) -> bytes:
-    """A file whose head alone is right."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + head
-    data = b"IDAT" + b"no pixels"
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, data)
-    )
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "no image that Pillow knows"),
         (b"GIF89a", "damaged|no image"),
-        (png(10, 50_000), "50000 x 10, more than 32767 pixels"),
-        (png(20_000, 20_000), "larger than Pillow decodes"),
-        (png(0, 0), "no pixels|damaged|no image"),
-        (png(10_000, 32), "processor refuses it"),
+        (png_head(10, 50_000), "50000 x 10, more than 32767 pixels"),
+        (png_head(20_000, 20_000), "larger than Pillow decodes"),
+        (png_head(0, 0), "no pixels|damaged|no image"),
+        (png_head(10_000, 32), "processor refuses it"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_refused_with_record_and_file(

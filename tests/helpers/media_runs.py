@@ -1,0 +1,105 @@
+"""Models that see, with processors that fit them, and questions about images, for whole runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from omnilit.types import MicroBatch
+from tests.helpers.media_models import media_config
+from tests.helpers.processors import Family, build_processor
+
+Model = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+PROCESSORS: Final[dict[Model, Family]] = {
+    "qwen2_vl": "Qwen2VL",
+    "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen3_vl": "Qwen3VL",
+}
+VOCAB: Final = 300
+SIDE: Final = 64  # pixels: 4 places
+ANSWERS: Final = ("Red.", "It is green.", "I see blue there.")
+Seen = Counter[tuple[str, float]]
+
+
+def write_seeing_model(
+    folder: Path, name: Model = "qwen3_vl", *, has_weights: bool = False
+) -> Path:
+    """A folder with a tiny model and the processor that fits it."""
+    processor: Any = build_processor(PROCESSORS[name])
+    processor.save_pretrained(folder)
+    config: Any = media_config(name, vocab=VOCAB)
+    for kind in ("image", "video"):
+        setattr(config, f"{kind}_token_id", getattr(processor, f"{kind}_token_id"))
+    find = processor.tokenizer.convert_tokens_to_ids
+    config.vision_start_token_id = find("<|vision_start|>")
+    config.vision_end_token_id = find("<|vision_end|>")
+    patch = config.vision_config.patch_size = processor.image_processor.patch_size
+    if name == "qwen2_5_vl":
+        config.vision_config.window_size = 4 * patch
+    if has_weights:
+        torch.manual_seed(0)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    else:
+        config.save_pretrained(folder)
+    return folder
+
+
+def ask(*parts: dict[str, Any], answer: str = ANSWERS[0]) -> dict[str, Any]:
+    """A record of one question."""
+    said = {"role": "assistant", "content": answer}
+    return {"messages": [{"role": "user", "content": list(parts)}, said]}
+
+
+def write_questions(file: Path, number: int) -> Path:
+    """Questions about images, each of a grey of its own; every third has none, some have two."""
+    rows = []
+    for index in range(number):
+        names = [f"{file.stem}_{index}_{at}.png" for at in range((0, 1, 2, 0, 1, 1)[index % 6])]
+        for at, name in enumerate(names):
+            grey = 2 * index + at
+            pixels = np.full((SIDE, SIDE * (1 + index % 2), 3), grey, np.uint8)
+            Image.fromarray(pixels).save(file.parent / name)
+        text = {"type": "text", "text": "What is it? "[: 1 + index % 12]}
+        images = [{"type": "image", "image": name} for name in names]
+        rows.append(ask(*images, text, answer=ANSWERS[index % len(ANSWERS)]))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+class SeenSteps(Callback):
+    """Notes which records and images this rank has in each step."""
+
+    def __init__(self) -> None:
+        self.by_step: list[Seen] = []
+        self._open: Seen = Counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: MicroBatch,
+        batch_idx: int,
+    ) -> None:
+        self._open.update(("row", float(origin.row)) for origin in batch.origins)
+        self._open.update(("image", mean) for mean in means(batch))
+        assert batch.stamp is not None
+        if batch.stamp.index == batch.stamp.size - 1:
+            self.by_step.append(self._open)
+            self._open = Counter()
+
+
+def means(batch: MicroBatch) -> list[float]:
+    """The mean of what the model is given of each image of a micro-batch: tells them apart."""
+    if "image_grid_thw" not in batch.media:
+        return []
+    sizes = batch.media["image_grid_thw"].prod(-1).tolist()
+    return [round(float(part.mean()), 3) for part in batch.media["pixel_values"].split(sizes)]
