@@ -91,7 +91,7 @@ class DataError(OmniError):
     """
 
     def __init__(self, *, problem: str, fix: str, file: str = "", row: int | None = None) -> None:
-        where = f"{file}:{row}: " if row is not None else f"{file}: " if file else ""
+        where = f"{file}:{row}: " if file and row is not None else f"{file}: " if file else ""
         super().__init__(f"{where}{problem}. To fix: {fix}.")
         self.problem, self.fix, self.file, self.row = problem, fix, file, row
 

@@ -84,6 +84,32 @@ def to_conversation(record: Record, text_keys: Sequence[str] | None) -> Conversa
     raise undetected(record, "conversation")
 
 
+def to_question(record: Record) -> Conversation:
+    """The conversation of a record that is to be answered: its `messages`, or its `prompt`.
+
+    Media of a column, such as `images`, stand in front of a `prompt` that has no place for any of
+    their kind.
+
+    Raises:
+        DataError: It has neither, does not end with a question, or something in it is malformed.
+    """
+    if record.fields.get("messages") is not None:
+        turns = _read_list(record, record.fields["messages"], "messages")
+        if not turns:
+            raise refuse(record, "'messages' is empty", "give it a question")
+        if turns[-1].role == ASSISTANT:
+            raise refuse(record, "the last message is the assistant's", "end with a question")
+    elif record.fields.get("prompt") is not None:
+        text = check_text(record, record.fields["prompt"], "the field 'prompt'")
+        places = {f"<{kind}>": len(media) for kind, media in read_columns(record).items()}
+        first = "".join(place * number for place, number in places.items() if place not in text)
+        turns = (Turn("user", first + text, 0.0),)
+    else:
+        problem = f"the record has neither 'messages' nor 'prompt': {_show(record.fields)}"
+        raise refuse(record, problem, "give it one of them")
+    return Conversation(_with_columns(record, turns), read_tools(record))
+
+
 def to_text(record: Record, text_keys: Sequence[str] | None) -> str:
     """The text of a record of plain text.
 

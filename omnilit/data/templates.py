@@ -104,14 +104,19 @@ class ChatTemplate:
         ]
         return Rendered(written.text, [s for s, _ in found], [weight for _, weight in found])
 
-    def write(self, conversation: Conversation, record: Record) -> str:
+    def write(self, conversation: Conversation, record: Record, *, is_prompt: bool = False) -> str:
         """The text of a conversation of which nothing is trained.
+
+        Args:
+            conversation: What was said.
+            record: It came from.
+            is_prompt: Whether the header of the next answer stands behind it.
 
         Raises:
             DataError: The template refuses it, or cannot write a part of it.
         """
         self._check_features(conversation, record)
-        return self._call(conversation.turns, conversation.tools, record)[0]
+        return self._call(conversation.turns, conversation.tools, record, is_prompt=is_prompt)[0]
 
     def find_starts(self, conversation: Conversation, record: Record, text: str) -> list[int]:
         """Where each turn's header begins in the text of all; -1 where that cannot be told."""

@@ -21,11 +21,15 @@ from omnilit.errors import ConfigError
 KEY: Final = "model.config_path"
 
 
+def takes_media(config: PreTrainedConfig) -> bool:
+    """Whether the class that a configuration names takes media beside text."""
+    kind = _tower_class(config)
+    return kind is not None and (config.architectures or [""])[0] == kind.__name__
+
+
 def has_towers(config: PreTrainedConfig) -> bool:
     """Whether a configuration names its class with towers, and that is not its language model."""
-    kind = _tower_class(config)
-    named = (config.architectures or [""])[0]
-    return kind is not None and kind is not _language_class(config) and named == kind.__name__
+    return takes_media(config) and _tower_class(config) is not _language_class(config)
 
 
 def choose_language_model(config: PreTrainedConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any, Final, TextIO, cast
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -27,9 +29,14 @@ from transformers.utils.logging import (
 )
 
 from omnilit.config import InferArguments
+from omnilit.data.messages import ASSISTANT, Conversation, Turn
+from omnilit.data.records import to_question
 from omnilit.errors import CheckpointError, ConfigError, DataError
+from omnilit.models.architecture import takes_media
 from omnilit.models.build import stop_tokens
 from omnilit.models.gpu_packages import without_fla
+from omnilit.tools.questions import KEY, QuestionReader, open_reader
+from omnilit.types import Origin, Record
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 BASE_NAME: Final = "base_model_name_or_path"
@@ -41,40 +48,51 @@ class Chat:
 
     Args:
         model: In evaluation mode, on its device.
-        tokenizer: With a chat template.
+        reader: Writes what it is asked as its tokens.
         arguments: How tokens are chosen.
         out: Where the answers are written, word by word.
         messages: The history, oldest first.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    reader: QuestionReader
     arguments: InferArguments
     out: TextIO
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[Turn] = field(default_factory=list)
 
-    def ask(self, text: str) -> str:
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the model."""
+        return self.reader.tokenizer
+
+    def ask(self, text: str, media: Mapping[str, Sequence[str]] | None = None) -> str:
         """Answer `text` in the light of the history, and add both to it.
+
+        Args:
+            text: The question.
+            media: Files by the name of their column, such as `images`.
 
         Returns:
             The answer; it was also written to `out` as it came.
 
         Raises:
-            DataError: History and text fill the model's context; the history is as before.
+            DataError: History and text fill the model's context, or a file cannot be used; the
+                history is as before.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-        prompt = cast("torch.Tensor", cast("dict[str, object]", encoded)["input_ids"])
-        room = context_size(self.model) - prompt.shape[1]
+        record = Record({"prompt": text, **(media or {})}, Origin("prompt", "", 0))
+        turns = [*self.messages, *to_question(record).turns]
+        question = self.reader.read(Conversation(tuple(turns)), record)
+        length = len(question)
+        room = context_size(self.model) - length
         if room <= 0:
             raise DataError(
-                problem=f"the prompt of {prompt.shape[1]} tokens leaves no room in the model's"
+                problem=f"the prompt of {length} tokens leaves no room in the model's"
                 f" context of {context_size(self.model)}",
                 fix="ask something shorter, or forget the history with 'clear'",
             )
-        prompt = prompt.to(self.model.device)
+        device = self.model.device
+        prompt = torch.from_numpy(question.input_ids).long()[None].to(device)
+        loaded = {name: tensor.to(device) for name, tensor in self.reader.load(question).items()}
         self.model.generation_config = self._choose(min(room, self.arguments.max_tokens))
         # the mix-in that has it is typed as a protocol that no model class meets
         generate: Callable[..., torch.Tensor] = cast("Any", self.model).generate
@@ -83,9 +101,10 @@ class Chat:
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 streamer=_Stream(self.tokenizer, self.out),
+                **loaded,
             )
-        answer = self.tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
-        self.messages = [*messages, {"role": "assistant", "content": cast("str", answer)}]
+        answer = self.tokenizer.decode(tokens[0, length:], skip_special_tokens=True)
+        self.messages = [*turns, Turn(ASSISTANT, cast("str", answer), 1.0)]
         return cast("str", answer)
 
     def _choose(self, max_new_tokens: int) -> GenerationConfig:
@@ -133,11 +152,13 @@ def open_chat(arguments: InferArguments, path: str, device: str, out: TextIO) ->
         CheckpointError: A weight of the model is not in the folder, or a file cannot be read.
         ConfigError: The tokenizer cannot be read or has no chat template.
     """
-    tokenizer = _load_tokenizer(arguments.tokenizer_path or path)
+    beside = arguments.tokenizer_path or path
+    tokenizer = _load_tokenizer(beside)
     torch.manual_seed(arguments.seed)
     model = (_load_adapted(path) if is_adapter(path) else _load_model(path)).eval()
+    reader = open_reader(beside, tokenizer, takes_media=takes_media(model.config))
     cast("torch.nn.Module", model).to(device)
-    return Chat(model, tokenizer, arguments, out)
+    return Chat(model, reader, arguments, out)
 
 
 def context_size(model: PreTrainedModel) -> int:
@@ -151,24 +172,21 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            key="infer.tokenizer_path",
+            key=KEY,
             problem=f"no tokenizer can be read from {path} ({_first_line(error)})",
             fix="name the folder that holds tokenizer.json",
         ) from error
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            key="infer.tokenizer_path",
-            problem=f"the tokenizer in {path} has no chat template",
-            fix="use a tokenizer that has one, such as that of the run's export",
-        )
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def _load_model(path: str) -> PreTrainedModel:
     try:
         with _hidden_progress(), without_fla():
-            loaded: object = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            kind = AutoModelForImageTextToText if takes_media(config) else AutoModelForCausalLM
+            loaded: object = kind.from_pretrained(
                 path,
+                config=config,
                 dtype="auto",
                 use_safetensors=True,
                 trust_remote_code=False,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from omnilit.config import InferArguments
 
@@ -125,3 +131,61 @@ def complete(
             rows = [rows[place] for place in going]
         tokens = chosen[:, None]
     return done
+
+
+@torch.inference_mode()
+def complete_seeing(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    seen: Mapping[str, Tensor],
+    number: int,
+    sampler: Sampler,
+    *,
+    max_new_tokens: int,
+    stop: Collection[int],
+) -> Completion:
+    """Go on from one prompt with media; transformers' own generation counts its positions.
+
+    Args:
+        model: In evaluation mode.
+        prompt: Token ids.
+        seen: What the model takes beside them.
+        number: Of the prompt, from which its random numbers come.
+        sampler: How tokens are chosen.
+        max_new_tokens: At most.
+        stop: Tokens that end the completion.
+    """
+    tokens = torch.tensor([list(prompt)], device=model.device)
+    chooser = _Chooser(sampler, sampler.generator(number))
+    generate: Any = model.generate
+    generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(stop) or None,
+            pad_token_id=min(stop, default=0),
+        ),
+        logits_processor=[chooser],
+        **{name: tensor.to(model.device) for name, tensor in seen.items()},
+    )
+    found = chooser.found
+    if found.tokens and found.tokens[-1] in stop:
+        return Completion(found.tokens[:-1], found.logprobs[:-1])
+    return found
+
+
+class _Chooser(LogitsProcessor):
+    """Leaves transformers one token to take: the one that our sampler has chosen."""
+
+    def __init__(self, sampler: Sampler, generator: torch.Generator) -> None:
+        self.sampler, self.generator, self.found = sampler, generator, Completion()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002 - its protocol
+        """The scores of the next token [1, V], those of all others as low as can be."""
+        logits = scores.float()
+        chosen = self.sampler.choose(logits, [self.generator])
+        self.found.tokens.append(int(chosen))
+        self.found.logprobs.append(float(logits.log_softmax(-1)[0, chosen]))
+        return torch.full_like(scores, -torch.inf).index_fill(-1, chosen, 0.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -28,21 +28,26 @@ if TYPE_CHECKING:
 
 # Groups of a YAML file that `infer` does not read
 OTHER_VERBS: Final = ("model", "data", "train", "dpo_config", "trainer")
+MEDIA: Final = ("image", "video", "audio")  # as in `types.MODALITIES`, without importing torch
 # What this verb takes beside settings, and what to write after each
 FLAGS: Final[Mapping[str, str]] = {
     "--prompt": "it in quotes",
+    **{f"--{kind}": "a file" for kind in MEDIA},
     "--input": "a file of records",
     "--output": "a file to write",
     "--batch-size": "a number",
     "--logprobs": "nothing",
 }
 USAGE: Final = """\
-usage: omnilit infer [FILE.yaml] [--prompt TEXT] --infer.model_path PATH [--infer.KEY VALUE ...]
+usage: omnilit infer [FILE.yaml] [--prompt TEXT [--image FILE] [--video FILE] [--audio FILE]]
+                     --infer.model_path PATH [--infer.KEY VALUE ...]
        omnilit infer [FILE.yaml] --input FILE --output FILE [--batch-size N] [--logprobs]
                      --infer.model_path PATH [--infer.KEY VALUE ...]
 
 Answers TEXT, or chats: 'clear' forgets what was said, 'exit' ends. PATH is a model folder, the
 output folder of a run, of which the newest complete export answers, or a name on the hub.
+--image, --video and --audio may be given several times: each file takes the next <image>, <video>
+or <audio> of TEXT; where TEXT has none of a kind, they come before it.
 
 With --input each record with "messages" or "prompt" is written to --output with its "completion",
 with --logprobs also the log-probability of each token. The same command goes on where it stopped.
@@ -57,11 +62,13 @@ class Request:
         arguments: The fields of `infer`, from file and flags.
         prompt: The one prompt to answer; None for a chat.
         file: The records to answer; None where there is no `--input`.
+        media: Files beside the prompt, by their kind.
     """
 
     arguments: InferArguments
     prompt: str | None
     file: FileRequest | None = None
+    media: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -89,7 +96,8 @@ def run(argv: Sequence[str]) -> int:
         answer_file(request.file, chat)
         return 0
     if request.prompt is not None:
-        chat.ask(request.prompt)
+        check_kinds(request.media, chat)
+        chat.ask(request.prompt, {f"{kind}s": list(files) for kind, files in request.media.items()})
         return 0
     hold_conversation(chat, sys.stdin, sys.stdout)
     return 0
@@ -116,8 +124,11 @@ def parse_request(argv: Sequence[str]) -> Request:
     Raises:
         ConfigError: Unknown flags or keys, wrong values, no model; all of them together.
     """
-    words, flags = _take_flags(argv)
+    words, flags, media = _take_flags(argv)
     file = _read_file_flags(flags)
+    if media and "--prompt" not in flags:
+        problem, fix = "acts with --prompt", "ask something about the file: --prompt TEXT"
+        raise ConfigError(key=f"--{next(iter(media))}", problem=problem, fix=fix)
     raw = import_given(merge(read_command(words), _fields()))
     checked = check_values(raw.resolved, _fields(), others=OTHER_VERBS)
     view = View.of(checked, _fields(), verb="infer")
@@ -126,7 +137,22 @@ def parse_request(argv: Sequence[str]) -> Request:
     problems = [*raw.problems, *checked.problems, *run_rules(view, doubtful=doubtful), *paths]
     if problems:
         raise ConfigError.of(problems)
-    return Request(InferArguments(**checked.values["infer"]), flags.get("--prompt"), file)
+    arguments = InferArguments(**checked.values["infer"])
+    return Request(arguments, flags.get("--prompt"), file, media)
+
+
+def check_kinds(kinds: Iterable[str], chat: Chat) -> None:
+    """See that the model takes media of these kinds.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    taken = [] if chat.reader.media is None else list(chat.reader.media.tokens)
+    if other := next((kind for kind in kinds if kind not in taken), None):
+        known = f"takes {' and '.join(f'{kind}s' for kind in taken)}" if taken else "reads text"
+        problem = f"{chat.arguments.model_path} {known} alone"
+        fix = f"leave it out, or name a model that takes {other}s, with its processor"
+        raise ConfigError(key=f"--{other}", problem=problem, fix=fix)
 
 
 def find_model(path: str) -> str:
@@ -191,10 +217,13 @@ def _fields() -> list[Field]:
     return [IMPORTS, *dataclass_fields(InferArguments, "infer")]
 
 
-def _take_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The other words, and the flags of this verb as they were typed: text, not YAML."""
+def _take_flags(
+    argv: Sequence[str],
+) -> tuple[list[str], dict[str, str], dict[str, tuple[str, ...]]]:
+    """The other words; the flags of this verb as they were typed: text, not YAML; and the files."""
     others: list[str] = []
     flags: dict[str, str] = {}
+    media: dict[str, tuple[str, ...]] = {}
     words = iter(argv)
     for word in words:
         flag, has_value, value = word.partition("=")
@@ -207,9 +236,11 @@ def _take_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             others.append(word)
         elif (text := value if has_value else next(words, "")) == "":
             raise ConfigError(key=flag, problem="has no text", fix=f"write {FLAGS[flag]} after it")
+        elif (kind := flag.removeprefix("--")) in MEDIA:
+            media[kind] = (*media.get(kind, ()), text)
         else:
             flags[flag] = text
-    return others, flags
+    return others, flags, media
 
 
 def _read_file_flags(flags: Mapping[str, str]) -> FileRequest | None:

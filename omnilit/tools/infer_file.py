@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time
 from itertools import groupby, takewhile
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
 from omnilit.data.files import list_files
-from omnilit.data.messages import check_text, read_messages, read_tools, refuse
 from omnilit.data.readers import parse_row, read_rows
-from omnilit.data.templates import to_message
+from omnilit.data.records import to_question
+from omnilit.data.refusals import refuse
 from omnilit.errors import DataError
 from omnilit.logging import get_logger
 from omnilit.models.build import stop_tokens
 from omnilit.tools.chat import Chat, context_size
 from omnilit.tools.file_request import FileRequest
-from omnilit.tools.generation import Completion, Sampler, complete
-from omnilit.types import Record
+from omnilit.tools.generation import Completion, Sampler, complete, complete_seeing
+from omnilit.types import Record, Sample
 
 log = get_logger(__name__)
 COMPLETION: Final = "completion"
@@ -37,12 +38,12 @@ class Prompt:
     Args:
         number: Of the record in the input, from 0.
         record: As it was read.
-        ids: The tokens that the model goes on from.
+        question: What the model goes on from, its media not decoded yet.
     """
 
     number: int
     record: Record
-    ids: list[int]
+    question: Sample
 
 
 def answer_file(request: FileRequest, chat: Chat) -> int:
@@ -89,21 +90,26 @@ def read_prompts(source: str, chat: Chat) -> Iterator[Prompt]:
     number = 0
     for file in list_files(source, key="--input"):
         for row in read_rows(file):
-            record = _as_json(parse_row(row, file=file.path, source="input"))
-            ids = _encode(record, chat.tokenizer)
-            if len(ids) >= (limit := context_size(chat.model)):
-                problem = f"the prompt has {len(ids)} tokens, the model's context {limit}"
+            record = parse_row(row, file=file.path, source="input")
+            question = chat.reader.read(to_question(record), record)
+            if len(question) >= (limit := context_size(chat.model)):
+                problem = f"the prompt has {len(question)} tokens, the model's context {limit}"
                 raise refuse(record, problem, "shorten it, or remove the record")
-            yield Prompt(number, record, ids)
+            yield Prompt(number, _as_json(record, has_media=bool(question.media)), question)
             number += 1
 
 
-def _as_json(record: Record) -> Record:
-    """The record as a line of the output can hold it: dates and times as ISO 8601 writes them."""
+def _as_json(record: Record, *, has_media: bool) -> Record:
+    """The record as a line of the output can hold it.
+
+    Dates and times as ISO 8601 writes them; bytes, where the record has media, in base64.
+    """
 
     def write(value: Any) -> str:
         if isinstance(value, date | time):
             return value.isoformat()
+        if isinstance(value, bytes) and has_media:
+            return base64.b64encode(value).decode()
         raise TypeError(f"{type(value).__name__} has no form in JSON")
 
     try:
@@ -112,64 +118,33 @@ def _as_json(record: Record) -> Record:
         raise refuse(record, f"a field cannot be written ({error})", "leave it out") from error
 
 
-def _encode(record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    fields = record.fields
-    if fields.get("messages") is not None:
-        turns = read_messages(record, fields["messages"], what="messages")
-        if not turns:
-            raise refuse(record, "'messages' is empty", "give it a question")
-        if turns[-1].role == "assistant":
-            raise refuse(record, "the last message is the assistant's", "end with a question")
-        messages = [to_message(turn) for turn in turns]
-    elif fields.get("prompt") is not None:
-        text = check_text(record, fields["prompt"], "the field 'prompt'")
-        messages = [{"role": "user", "content": text}]
-    else:
-        problem = f"the record has neither 'messages' nor 'prompt': {', '.join(fields)}"
-        raise refuse(record, problem, "give it one of them")
-    return _render(messages, record, tokenizer)
-
-
-def _render(
-    messages: list[dict[str, Any]], record: Record, tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
-    from jinja2 import TemplateError
-
-    tools = list(read_tools(record)) or None
-    if tools and "tools" not in tokenizer.get_chat_template():
-        raise refuse(record, "the chat template cannot write the record's tools", "leave them out")
-    try:
-        encoded = tokenizer.apply_chat_template(
-            messages, tools=cast("Any", tools), add_generation_prompt=True, return_dict=True
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        problem = f"the chat template refuses the record ({error})"
-        raise refuse(record, problem, "change the record, or remove it") from error
-    return cast("dict[str, list[int]]", encoded)["input_ids"]
-
-
 def _answer(window: Sequence[Prompt], chat: Chat, batch_size: int) -> dict[int, Completion]:
-    """Completions by the number of the prompt; prompts of one length run together."""
-    sampler, stop = (
-        Sampler(chat.arguments),
-        stop_tokens(chat.model.generation_config, chat.tokenizer),
-    )
+    """Completions by the number of the prompt; prompts of one length run together.
+
+    A model that sees is asked one by one, since it remembers positions from one call to the next.
+    """
+    sampler = Sampler(chat.arguments)
+    stop = stop_tokens(chat.model.generation_config, chat.tokenizer)
     found: dict[int, Completion] = {}
-    ordered = sorted(window, key=lambda prompt: len(prompt.ids))
-    for length, group in groupby(ordered, key=lambda prompt: len(prompt.ids)):
+    ordered = sorted(window, key=lambda prompt: len(prompt.question))
+    for length, group in groupby(ordered, key=lambda prompt: len(prompt.question)):
         alike = list(group)
         room = min(context_size(chat.model) - length, chat.arguments.max_tokens)
-        for start in range(0, len(alike), batch_size):
-            batch = alike[start : start + batch_size]
+        size = batch_size if chat.reader.media is None else 1
+        for start in range(0, len(alike), size):
+            batch = alike[start : start + size]
             numbers = [prompt.number for prompt in batch]
-            completions = complete(
-                chat.model,
-                [prompt.ids for prompt in batch],
-                numbers,
-                sampler,
-                max_new_tokens=room,
-                stop=stop,
-            )
+            ids = [prompt.question.input_ids.tolist() for prompt in batch]
+            if chat.reader.media is None:
+                completions = complete(
+                    chat.model, ids, numbers, sampler, max_new_tokens=room, stop=stop
+                )
+            else:
+                seen = chat.reader.load(batch[0].question)
+                one = complete_seeing(
+                    chat.model, ids[0], seen, numbers[0], sampler, max_new_tokens=room, stop=stop
+                )
+                completions = [one]
             found |= dict(zip(numbers, completions, strict=True))
     return found
 

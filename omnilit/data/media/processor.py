@@ -281,8 +281,15 @@ class MediaProcessor:
         return next((p for n in names if (p := getattr(self.processor, n, None))), None)
 
 
-def find_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMixin | None:
+def find_processor(
+    path: str, *, trust_remote_code: bool = False, key: str = KEY
+) -> ProcessorMixin | None:
     """The processor beside a tokenizer; None where its folder holds none.
+
+    Args:
+        path: A folder, or a model of the hub.
+        trust_remote_code: Whether Python code beside it may run.
+        key: The setting that names `path`.
 
     Raises:
         ConfigError: It cannot be loaded.
@@ -290,11 +297,11 @@ def find_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMi
     folder = Path(path).expanduser()
     if folder.is_dir() and not any((folder / name).is_file() for name in FILES):
         return None
-    return load_processor(path, trust_remote_code=trust_remote_code)
+    return load_processor(path, trust_remote_code=trust_remote_code, key=key)
 
 
-def load_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMixin:
-    """The processor of a folder or a model of the hub.
+def load_processor(path: str, *, trust_remote_code: bool = False, key: str = KEY) -> ProcessorMixin:
+    """The processor of a folder or a model of the hub; arguments as `find_processor`'s.
 
     Raises:
         ConfigError: There is none, or a package is missing that it needs.
@@ -306,18 +313,24 @@ def load_processor(path: str, *, trust_remote_code: bool = False) -> ProcessorMi
     except (ImportError, OSError, ValueError, AttributeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            key=KEY,
+            key=key,
             problem=f"no processor can be loaded from {path} ({first})",
             fix="give a folder with processor_config.json; pip install omnilit[vlm] brings what "
             "processors need",
         ) from error
     if not isinstance(found, ProcessorMixin):
         raise ConfigError(
-            key=KEY,
+            key=key,
             problem=f"{path} holds a {type(found).__name__}, which takes no images",
             fix="give a folder with the processor of the model",
         )
     return found
+
+
+def hearing_rate(processor: ProcessorMixin) -> int | None:
+    """Samples a second of the sounds that a model hears; None of one that hears none."""
+    extractor = getattr(processor, "feature_extractor", None)
+    return getattr(extractor, "sampling_rate", None)
 
 
 def check_sample_rate(media: MediaProcessor) -> None:
@@ -326,8 +339,7 @@ def check_sample_rate(media: MediaProcessor) -> None:
     Raises:
         ConfigError: `data.mm_configs.sample_rate` is another.
     """
-    extractor = getattr(media.processor, "feature_extractor", None)
-    rate = getattr(extractor, "sampling_rate", None)
+    rate = hearing_rate(media.processor)
     if rate is None or rate == media.sample_rate:
         return
     raise ConfigError(

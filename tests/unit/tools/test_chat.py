@@ -40,7 +40,7 @@ def test_history_is_part_of_the_next_prompt(model_folder):
     first = chat.ask("hi")
     second = chat.ask("yo")
     assert second == greedy_by_hand(model_folder, f"uhi;a{first};uyo;a", 3)
-    assert [m["content"] for m in chat.messages] == ["hi", first, "yo", second]
+    assert [m.content for m in chat.messages] == ["hi", first, "yo", second]
 
 
 def test_streamed_text_is_the_answer(model_folder):

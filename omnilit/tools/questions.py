@@ -1,0 +1,103 @@
+"""What a model reads of a conversation that it is to answer: tokens, and tensors of its media."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, cast
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from omnilit.config.media import MediaConfig
+from omnilit.data.encode import Tokens
+from omnilit.data.media.load import load_media, token_types
+from omnilit.data.media.places import expand, find_blocks
+from omnilit.data.media.processor import MediaProcessor, find_processor, hearing_rate
+from omnilit.data.messages import Conversation
+from omnilit.data.refusals import refuse
+from omnilit.data.templates import ChatTemplate, Rendered, select_template
+from omnilit.errors import ConfigError
+from omnilit.types import IGNORE, Medium, Record, Sample
+
+KEY: Final = "infer.tokenizer_path"
+
+
+@dataclass(frozen=True)
+class QuestionReader:
+    """Writes conversations as training does, up to the header of the next answer.
+
+    Args:
+        tokenizer: Of the model.
+        template: Writes them.
+        media: Of a model that takes images, videos or sounds; None for one of text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    media: MediaProcessor | None = None
+
+    def read(self, conversation: Conversation, record: Record) -> Sample:
+        """The tokens of a conversation, with its media planned and not decoded yet.
+
+        Args:
+            conversation: Ends with a question.
+            record: It came from.
+
+        Raises:
+            DataError: The template cannot write it, or a medium cannot be used.
+        """
+        if conversation.media and self.media is None:
+            kind = conversation.media[0].kind
+            problem = f"the record has {kind}s, and the model takes text alone"
+            raise refuse(record, problem, "leave them out, or name a model that takes them")
+        text = self.template.write(conversation, record, is_prompt=True)
+        media: tuple[Medium, ...] = ()
+        if self.media is not None and conversation.media:
+            written = expand(Rendered(text, [], []), conversation.media, record, self.media)
+            text, media = written.rendered.text, written.media
+        encoded = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = np.asarray(cast("list[int]", encoded), np.int32)
+        if self.media is not None:  # text that spells a place would take that of a medium
+            find_blocks(Tokens(ids, np.zeros(len(ids), np.bool_)), media, record, self.media)
+        return Sample(ids, np.full_like(ids, IGNORE), record.origin, media=media)
+
+    def load(self, question: Sample) -> dict[str, Tensor]:
+        """What the model takes beside the tokens of a question, under the names of its `forward`.
+
+        Raises:
+            DataError: A medium cannot be decoded.
+        """
+        if self.media is None:
+            return {}
+        ids = question.input_ids.astype(np.int64)
+        types = token_types(ids, self.media, has_media=bool(question.media))
+        return {**load_media([question], self.media), **types}
+
+
+def open_reader(
+    path: str, tokenizer: PreTrainedTokenizerBase, *, takes_media: bool
+) -> QuestionReader:
+    """How questions are written for a model.
+
+    Args:
+        path: Folder of the tokenizer, or a name on the hub.
+        tokenizer: Read from there.
+        takes_media: Whether the model has towers, so that a processor is looked for.
+
+    Raises:
+        ConfigError: The processor cannot be loaded, or there is no chat template.
+    """
+    processor = find_processor(path, key=KEY) if takes_media else None
+    if not tokenizer.chat_template and not getattr(processor, "chat_template", None):
+        raise ConfigError(
+            key=KEY,
+            problem=f"the tokenizer in {path} has no chat template",
+            fix="use a tokenizer that has one, such as that of the run's export",
+        )
+    template = select_template("tokenizer", tokenizer, processor)
+    if processor is None:
+        return QuestionReader(tokenizer, template)
+    rate = hearing_rate(processor)
+    config = MediaConfig() if rate is None else MediaConfig(sample_rate=rate)
+    return QuestionReader(tokenizer, template, MediaProcessor(processor, config))
