@@ -175,6 +175,9 @@ def prepare(
     transform = build_transform(request.transform, tokenizer, media)
     folder = request.cache_dir / cache_key(request, transform, tokenizer, media)
     is_new = not (folder / COMPLETE).is_file()
+    if not is_new and media is not None and _is_mended(_info(request, folder), request, transform):
+        (folder / COMPLETE).unlink()  # what is written takes its place
+        is_new = True
     if is_new:
         started = time.perf_counter()
         try:
@@ -186,9 +189,7 @@ def prepare(
                 file=str(request.cache_dir),
             ) from error
         logger.info("tokenised %s in %.1f s", request.source, time.perf_counter() - started)
-    found = json.loads((folder / INFO).read_text(encoding="utf-8"))["counts"]
-    paths = [file.path for file in request.files]
-    info = PreparedInfo(path=str(folder), source=request.source, files=paths, **found)
+    info = _info(request, folder)
     if info["num_bad"] and not request.silent_exception:  # prepared by somebody who skips
         bad = next(read_bad(info))
         raise DataError(problem=bad.reason, fix=bad.fix, file=bad.file, row=bad.row)
@@ -196,6 +197,33 @@ def prepare(
         on_bad(list(read_bad(info)))
     check_bad_fraction(info["num_bad"], info["num_records"], limit=request.max_bad_fraction)
     return info
+
+
+def _info(request: PrepareRequest, folder: Path) -> PreparedInfo:
+    found = json.loads((folder / INFO).read_text(encoding="utf-8"))["counts"]
+    paths = [file.path for file in request.files]
+    return PreparedInfo(path=str(folder), source=request.source, files=paths, **found)
+
+
+def _is_mended(info: PreparedInfo, request: PrepareRequest, transform: Transform) -> bool:
+    """Whether a record that was bad is not any more: its media are no part of the key."""
+    bad = {(one.file, one.row) for one in read_bad(info)}
+    for file in request.files:
+        rows = {row for path, row in bad if path == file.path}
+        for raw in read_rows(file) if rows else ():
+            if raw.row in rows and _is_good(raw, file.path, transform):
+                return True
+            if raw.row >= max(rows):
+                break
+    return False
+
+
+def _is_good(raw: RawRow, path: str, transform: Transform) -> bool:
+    try:
+        transform.encode([parse_row(raw, file=path, source="")])
+    except DataError:
+        return False
+    return True
 
 
 def read_bad(info: PreparedInfo) -> Iterator[BadRecord]:

@@ -135,6 +135,8 @@ class LoaderFactory:
             data = MixedSamples(datasets, mixture.names)
             order = MixOrder.of(mixture, [d.lengths for d in datasets], seed=train.seed)
         keys = [dataset.path.name for dataset in datasets]
+        if self.media is not None:  # the same records may have been bad at another time
+            keys += [str(len(dataset.lengths)) for dataset in datasets]
         has_weights = any(dataset.has_weights for dataset in datasets)
         return PlannedItems(
             data,

@@ -20,6 +20,7 @@ from omnilit.data.transforms import TransformSettings
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.data.window import EpochLength, TrainLoader
 from omnilit.errors import DataError
+from tests.helpers.media_runs import ask
 from tests.helpers.processors import media_processor, write_image
 
 NUMBER = 6
@@ -57,6 +58,36 @@ def loader(
         skipping=Skipping(bad.extend, limit),
     )
     return TrainLoader(items, layout=WindowLayout(), epochs=EpochLength(None, None, 0.0))
+
+
+def test_records_that_were_skipped_come_back_once_their_images_are_mended(tmp_path: Path):
+    names = [f"{index}.png" for index in range(3)]
+    rows = [ask({"type": "image", "image": name}) for name in names]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_image(tmp_path / names[0])
+    (tmp_path / names[1]).write_bytes(b"no image")
+    files = tuple(list_files(str(tmp_path / "d.jsonl"), key="data.train_path"))
+    settings = TransformSettings(max_seq_len=100)
+
+    def run(*, is_silent: bool = True) -> tuple[int, list[int]]:
+        bad: list[BadRecord] = []
+        request = PrepareRequest(
+            files, settings, tmp_path / "cache", silent_exception=is_silent, max_bad_fraction=1.0
+        )
+        tokenizer = MEDIA.processor.tokenizer
+        info = prepare(request, tokenizer, media=MEDIA, on_bad=bad.extend)
+        return len(open_prepared(info["path"], files=info["files"]).lengths), [o.row for o in bad]
+
+    assert run() == (1, [2, 3])
+    written = (tmp_path / "cache").stat().st_mtime_ns
+    assert run() == (1, [2, 3])
+    assert (tmp_path / "cache").stat().st_mtime_ns == written  # found, not prepared anew
+    write_image(tmp_path / names[2])
+    assert run() == (2, [2])
+    with pytest.raises(DataError, match=r"d\.jsonl:2: 1\.png: it is no image"):
+        run(is_silent=False)
+    write_image(tmp_path / names[1])
+    assert run(is_silent=False) == (3, [])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
