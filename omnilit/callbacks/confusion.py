@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
 from omnilit.callbacks.protocols import TrainedModule
+from omnilit.callbacks.showing import Exhibit, show_exhibit
 from omnilit.callbacks.trainer_view import is_trial_run
 from omnilit.logging import format_table, get_logger
 from omnilit.types import Confusion
@@ -35,11 +35,8 @@ class ConfusionTable(Callback):
         if len(confusion.names) <= MAX_SHOWN:
             title = "evaluation: classes (rows) and what they were taken for"
             log.info(format_table(title, header, rows))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(NAME, to_markdown(header, rows), trainer.global_step)
-            elif isinstance(logger, WandbLogger):
-                logger.log_table(NAME, columns=header, data=rows, step=trainer.global_step)
+        exhibit = Exhibit(NAME, header, rows, {NAME: to_markdown(header, rows)})
+        show_exhibit(trainer.loggers, exhibit, step=trainer.global_step)
 
 
 def table_of(confusion: Confusion) -> tuple[list[str], list[list[object]]]:

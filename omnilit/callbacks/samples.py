@@ -1,34 +1,40 @@
-"""What the model makes of held-out prompts, written down at every evaluation."""
+"""What the model makes of held-out prompts, written down and shown at every evaluation."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from omnilit.callbacks.answered import (
+    Answered,
+    draw_prompts,
+    exhibit_answers,
+    join_answers,
+    save_pictures,
+)
 from omnilit.callbacks.metrics_file import MetricsFile, append_lines
+from omnilit.callbacks.showing import show_exhibit
 from omnilit.callbacks.trainer_view import datamodule_of, is_trial_run
-from omnilit.checkpoint.layout import EVAL_SAMPLES
+from omnilit.checkpoint.layout import EVAL_MEDIA, EVAL_SAMPLES
 from omnilit.checkpoint.save import saved_step
 from omnilit.checkpoint.together import run_together
 from omnilit.config import TrainingArguments
+from omnilit.data.media.pictures import Picture
 from omnilit.data.prompts import PromptSet
 from omnilit.errors import ConfigError
 from omnilit.logging import get_logger
 
 log = get_logger(__name__)
 KEY: Final = "train.eval_samples"
-TAG: Final = "samples"
-COLUMNS: Final = ("prompt", "expected", "completion")
 
 
 class _Module(Protocol):
@@ -53,10 +59,11 @@ class _Data(Protocol):
 class EvalSamples(Callback):
     """Complete the first prompts of the evaluation data after each evaluation.
 
-    Prompt, expected answer and completion go to `eval_samples.jsonl` in the folder of the run and
-    as text to TensorBoard and wandb. How long it took, the tokens and the share of completions that
-    are the expected answers are numbers of the evaluation. Completions are greedy. A
-    `fast_dev_run` writes nothing.
+    Prompt, expected answer and completion go to `eval_samples.jsonl` in the folder of the run, and
+    as text to TensorBoard and wandb. Of images, videos and sounds in the prompts, small pictures go
+    to `eval_media/`, and cards with pictures and words to TensorBoard and wandb. How long it took,
+    the tokens and the share of completions that are the expected answers are numbers of the
+    evaluation. Completions are greedy. A `fast_dev_run` writes nothing.
 
     Stands before `MetricsRecorder`, which writes the evaluation's numbers.
 
@@ -69,6 +76,7 @@ class EvalSamples(Callback):
         self.num_samples = train.eval_samples
         self.max_tokens = train.eval_samples_max_tokens
         self._path = Path(output_dir) / EVAL_SAMPLES
+        self._drawn: list[tuple[Picture, ...]] = []  # of the prompts, which stay the same
         self._file = MetricsFile(self._path)
 
     @override
@@ -89,13 +97,17 @@ class EvalSamples(Callback):
         module, began = cast("_Module", pl_module), time.monotonic()
         prompts = _data_of(trainer).eval_prompts(self.num_samples)
         completions = module.complete(prompts, max_tokens=self.max_tokens)
+        answers = join_answers(prompts, completions, module.tokenizer)
         module.eval_result = (module.eval_result or {}) | {
             "eval_samples_s": time.monotonic() - began,
             "eval_samples_tokens": float(sum(map(len, completions))),
-            "eval_samples_exact": exact_share(prompts, completions, module.tokenizer),
+            "eval_samples_exact": exact_share(answers),
         }
         if trainer.is_global_zero and not is_trial_run(trainer):
-            self._write(trainer, list(_texts(prompts, completions, module.tokenizer)))
+            if len(self._drawn) != len(answers):
+                self._drawn = draw_prompts(prompts)
+            pairs = zip(answers, self._drawn, strict=True)
+            self._write(trainer, [replace(one, pictures=drawn) for one, drawn in pairs])
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,71 +119,31 @@ class EvalSamples(Callback):
     ) -> None:
         self._file.close()
 
-    def _write(self, trainer: Trainer, texts: Sequence[Mapping[str, str]]) -> None:
+    def _write(self, trainer: Trainer, answers: Sequence[Answered]) -> None:
         is_fit = trainer.state.fn == TrainerFn.FITTING
         loaded = None if is_fit or not trainer.ckpt_path else Path(trainer.ckpt_path)
         step = trainer.global_step if loaded is None else saved_step(loaded)
         checkpoint = None if loaded is None else str(loaded)
-        lines = [
-            {"step": step, "checkpoint": checkpoint, "sample": number, **text}
-            for number, text in enumerate(texts, start=1)
-        ]
+        lines: list[dict[str, Any]] = []
+        for number, one in enumerate(answers, start=1):
+            line = {"step": step, "checkpoint": checkpoint, "sample": number, **one.texts}
+            if media := save_pictures(self._path.with_name(EVAL_MEDIA), one.pictures):
+                line["media"] = media
+            lines.append(line)
         if not is_fit:
             append_lines(self._path, lines)
             return
         for line in lines:
             self._file.append(line)
-        for logger in trainer.loggers:
-            show_texts(logger, texts, step=step)
+        show_exhibit(trainer.loggers, exhibit_answers(answers), step=step)
 
 
-def exact_share(
-    prompts: PromptSet,
-    completions: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> float:
+def exact_share(answers: Sequence[Answered]) -> float:
     """The share of completions whose text is that of the expected answer; nan of no prompts.
 
     Special tokens and space around a text do not count.
     """
-
-    def words(tokens: Iterable[int]) -> str:
-        return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
-
-    pairs = zip(prompts.prompts, completions, strict=True)
-    hits = [words(one.expected) == words(completion) for one, completion in pairs]
-    return sum(hits) / len(hits) if hits else math.nan
-
-
-def show_texts(logger: Logger, texts: Sequence[Mapping[str, str]], *, step: int) -> None:
-    """Give samples to a logger that takes text: TensorBoard's and wandb's.
-
-    Args:
-        logger: Any of Lightning's.
-        texts: One a sample, with `COLUMNS`.
-        step: Optimizer step.
-    """
-    if isinstance(logger, TensorBoardLogger):
-        for number, text in enumerate(texts, start=1):
-            parts = (f"**{name}**\n\n{_verbatim(text[name])}" for name in COLUMNS)
-            logger.experiment.add_text(f"{TAG}/{number}", "\n\n".join(parts), step)
-    elif isinstance(logger, WandbLogger):
-        rows = [[text[name] for name in COLUMNS] for text in texts]
-        logger.log_text(TAG, columns=list(COLUMNS), data=rows, step=step)
-
-
-def _verbatim(text: str) -> str:
-    """Text as Markdown that shows it as it is."""
-    return textwrap.indent(text, "    ", lambda _: True)
-
-
-def _texts(
-    prompts: PromptSet, completions: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase
-) -> Iterable[dict[str, str]]:
-    """Every sample in words; special tokens stay in the prompt and the expected answer."""
-    for one, completion in zip(prompts.prompts, completions, strict=True):
-        tokens = (one.prompt.input_ids.tolist(), list(one.expected), list(completion))
-        yield {name: str(tokenizer.decode(ids)) for name, ids in zip(COLUMNS, tokens, strict=True)}
+    return sum(one.is_exact for one in answers) / len(answers) if answers else math.nan
 
 
 def _data_of(trainer: Trainer) -> _Data:

@@ -23,6 +23,7 @@ from omnilit.logging import get_logger
 CHECKPOINTS: Final = "checkpoints"
 METRICS: Final = "metrics.jsonl"
 EVAL_SAMPLES: Final = "eval_samples.jsonl"
+EVAL_MEDIA: Final = "eval_media"
 TENSORBOARD: Final = "tensorboard"
 WANDB_RUN: Final = "wandb_run.json"
 RUN_PARTS: Final = (CHECKPOINTS, METRICS, EVAL_SAMPLES, TENSORBOARD, WANDB_RUN)

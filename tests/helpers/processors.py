@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -17,7 +16,6 @@ from transformers import PreTrainedTokenizerFast, ProcessorMixin
 from omnilit.config.media import MediaConfig
 from omnilit.data.media.processor import MediaProcessor
 from omnilit.types import Origin, Record
-from tests.helpers.media_models import media_config
 
 Family = Literal["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen2_5Omni"]
 SPECIAL = (
@@ -107,18 +105,3 @@ def png_head(height: int, width: int) -> bytes:
 def seen(folder: Path, **fields: Any) -> Record:
     """A record of a file in `folder`, line 3."""
     return Record(fields, Origin("train", str(folder / "data.jsonl"), 3))
-
-
-def save_seeing_model(folder: Path, *, seed: int = 0) -> Path:
-    """A tiny Qwen3-VL of random weights in `folder`, with a processor that fits it."""
-    processor: Any = build_processor("Qwen3VL")
-    processor.save_pretrained(folder)
-    config: Any = media_config("qwen3_vl", vocab=272)
-    config.vision_config.patch_size = processor.image_processor.patch_size
-    find = processor.tokenizer.convert_tokens_to_ids
-    config.image_token_id, config.video_token_id = find("<|image_pad|>"), find("<|video_pad|>")
-    config.vision_start_token_id = find("<|vision_start|>")
-    config.vision_end_token_id = find("<|vision_end|>")
-    torch.manual_seed(seed)
-    hf.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from omnilit.data.media.plans import plan_medium
 from omnilit.data.media.processor import MediaProcessor
 from omnilit.data.refusals import refuse
 from omnilit.data.templates import Rendered
-from omnilit.types import Medium, Record
+from omnilit.types import Medium, Record, Sample
 
 
 class Expanded(NamedTuple):
@@ -146,3 +147,15 @@ def _uneven(
         f"keep {' and '.join(processor.tokens.values())} out of the words, and use the "
         "processor's own chat template",
     )
+
+
+def show_places(sample: Sample, processor: MediaProcessor) -> Sample:
+    """The sample with the first place of each medium alone, for people who read its text."""
+    places = np.flatnonzero(processor.is_place(sample.input_ids))
+    firsts = np.cumsum([0, *(medium.num_tokens for medium in sample.media)])[:-1]
+    keeps = np.ones(len(sample), np.bool_)
+    keeps[places] = False
+    keeps[places[firsts[firsts < len(places)]]] = True
+    weights = None if sample.weights is None else sample.weights[keeps]
+    ids, labels = sample.input_ids[keeps], sample.labels[keeps]
+    return replace(sample, input_ids=ids, labels=labels, weights=weights)

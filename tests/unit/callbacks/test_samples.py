@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import wandb
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from omnilit.callbacks import EvalSamples, EvaluationSchedule, MetricsRecorder
-from omnilit.callbacks.samples import exact_share, show_texts
+from omnilit.callbacks.answered import Answered, exhibit_answers, join_answers
+from omnilit.callbacks.samples import exact_share
+from omnilit.callbacks.showing import show_exhibit
 from omnilit.config import TrainingArguments
 from omnilit.data.collate import PLAIN
+from omnilit.data.media.pictures import Picture
 from omnilit.data.prompts import HeldOutPrompt, PromptSet, take_prompts
 from omnilit.errors import ConfigError
+from omnilit.types import Medium, Origin, Sample
 from tests.helpers.samples import CountingSource
 
 END = 9
 SOURCE = CountingSource([4, 6, 8])
 TEXT = {"prompt": "# 1 | 2\n<b>", "expected": "", "completion": "3\n4"}
+SAID = Answered(TEXT, TEXT)
 
 
 class Prompts(LightningDataModule):
@@ -88,8 +97,9 @@ def test_an_answer_is_exact_whatever_ends_it(make_module):
     prompts = tuple(HeldOutPrompt(one.prompt, (5, 7, END)) for one in take_prompts(SOURCE, 3))
     found = PromptSet(prompts, PLAIN, 64, 64)
     tokenizer = completing(make_module()).tokenizer
-    assert exact_share(found, [[5, 7], [5, 7, END], [5]], tokenizer) == pytest.approx(2 / 3)
-    assert math.isnan(exact_share(PromptSet((), PLAIN, 64, 64), [], tokenizer))
+    answers = join_answers(found, [[5, 7], [5, 7, END], [5]], tokenizer)
+    assert exact_share(answers) == pytest.approx(2 / 3)
+    assert math.isnan(exact_share([]))
 
 
 def test_samples_of_steps_that_a_run_goes_back_before_are_set_aside(
@@ -123,7 +133,7 @@ def test_data_without_prompts_is_refused(make_module, make_trainer, tmp_path):
 
 def test_tensorboard_shows_the_text_as_it_is(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    show_texts(logger, [TEXT, TEXT], step=3)
+    show_exhibit([logger], exhibit_answers([SAID, SAID]), step=3)
     logger.experiment.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["tensors"] == ["samples/1/text_summary", "samples/2/text_summary"]
@@ -139,7 +149,7 @@ def test_wandb_gets_a_table(tmp_path, monkeypatch):
     run: Any = SimpleNamespace(id="x")
     logger = WandbLogger(save_dir=tmp_path, experiment=run)
     monkeypatch.setattr(logger, "log_metrics", lambda metrics, step: logged.append((metrics, step)))
-    show_texts(logger, [TEXT], step=3)
+    show_exhibit([logger], exhibit_answers([SAID]), step=3)
     ((metrics, step),) = logged
     table = metrics["samples"]
     assert isinstance(table, wandb.Table)
@@ -147,4 +157,61 @@ def test_wandb_gets_a_table(tmp_path, monkeypatch):
 
 
 def test_a_logger_without_text_is_passed_over(tmp_path):
-    show_texts(CSVLogger(tmp_path), [TEXT], step=3)
+    show_exhibit([CSVLogger(tmp_path)], exhibit_answers([SAID]), step=3)
+
+
+class Seeing(Prompts):
+    """Has a prompt of three places, the first two of them of an image."""
+
+    def __init__(self, module: Any, file: Path) -> None:
+        super().__init__(module)
+        media = SimpleNamespace(is_place=lambda ids: ids == 7)
+        image = Medium("image", str(file), num_tokens=2)
+        ids = np.asarray([7, 7, 1], np.int32)
+        prompt = Sample(ids, np.full_like(ids, -100), Origin("eval", "f", 1), media=(image,))
+        settings = replace(PLAIN, media=cast("Any", media))
+        one = HeldOutPrompt(prompt, (4, 0))
+        self.prompts = PromptSet((one, replace(one, expected=(5,))), settings, 64, 64)
+
+    def eval_prompts(self, number: int) -> PromptSet:
+        return self.prompts
+
+
+def test_images_of_prompts_are_kept_once_and_shown_with_question_and_answers(
+    make_module, make_trainer, tmp_path
+):
+    Image.new("RGB", (32, 16), (250, 0, 0)).save(tmp_path / "a.png")
+    module, loggers = completing(make_module()), [TensorBoardLogger(tmp_path, "", "")]
+    data = Seeing(module, tmp_path / "a.png")
+    make_trainer(*callbacks_of(tmp_path), logger=loggers).fit(module, datamodule=data)
+    lines = read(tmp_path / "eval_samples.jsonl")
+    assert [(line["prompt"], line["step"]) for line in lines] == [("7 1", s) for s in (2, 2, 4, 4)]
+    (file,) = (tmp_path / "eval_media").iterdir()
+    kept = {"caption": "image, 32 x 16, 2 tokens", "file": file.name}
+    assert all(line["media"] == [kept] for line in lines)
+    with Image.open(file) as image:
+        assert image.size == (32, 16)
+    events = EventAccumulator(str(tmp_path), {"images": 0}).Reload()
+    assert events.Tags()["images"] == ["samples/1", "samples/2"]
+    cards = [
+        np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+        for name in ("samples/1", "samples/2")
+        for event in events.Images(name)
+    ]
+    red = (cards[0] == (250, 0, 0)).all(axis=-1)
+    assert red.sum() == 96 * 48  # enlarged by a whole factor
+    # the first is answered rightly at step 4, and nothing else ever
+    right = [bool((card == (28, 107, 42)).all(axis=-1).any()) for card in cards]
+    assert right == [False, True, False, False]
+
+
+def test_wandb_gets_cards_beside_the_texts(tmp_path, monkeypatch):
+    logged: list[dict[str, Any]] = []
+    logger = WandbLogger(save_dir=tmp_path, experiment=cast("Any", SimpleNamespace(id="x")))
+    monkeypatch.setattr(logger, "log_metrics", lambda metrics, step: logged.append(metrics))
+    seen = replace(SAID, pictures=(Picture("image", Image.new("RGB", (8, 8))),))
+    show_exhibit([logger], exhibit_answers([seen, SAID]), step=3)
+    table = logged[0]["samples"]
+    assert table.columns == ["card", *TEXT]
+    assert isinstance(table.data[0][0], wandb.Image)
+    assert table.data[1] == [None, *TEXT.values()]

@@ -21,7 +21,8 @@ from omnilit.tools.chat import open_chat
 from omnilit.tools.file_request import FileRequest
 from omnilit.tools.infer import parse_request, run
 from omnilit.tools.infer_file import answer_file
-from tests.helpers.processors import save_seeing_model, write_image
+from tests.helpers.media_runs import write_seeing_model
+from tests.helpers.processors import write_image
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (8, 32, 64, 3), dtype=np.uint8)
 GREEDY = ("--infer.do_sample", "false", "--infer.max_tokens", "5")
@@ -30,7 +31,7 @@ GREEDY = ("--infer.do_sample", "false", "--infer.max_tokens", "5")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny Qwen3-VL, two images of unequal size, and a video of eight frames."""
-    folder = save_seeing_model(tmp_path_factory.mktemp("seeing"))
+    folder = write_seeing_model(tmp_path_factory.mktemp("seeing"), has_weights=True)
     write_image(folder / "a.png", 64, 96, seed=1)
     write_image(folder / "b.png", 96, 64, seed=2)
     with av.open(str(folder / "v.mkv"), "w") as film:
