@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -21,6 +21,12 @@ OF_SOURCE: Final = "tokens/"  # with a source's name behind it, the count of its
 MODALITIES: Final[Mapping[str, str]] = MappingProxyType(
     {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
 )
+Grid = tuple[int, int, int]  # of an image or video: frames, rows and columns of patches
+
+
+def grid_name(kind: str) -> str:
+    """What transformers calls the grids of a kind of media, int64 [N, 3]."""
+    return f"{kind}_grid_thw"
 
 
 class Origin(NamedTuple):
@@ -105,6 +111,8 @@ class StepStamp:
         size: Micro-batches in the window.
         data_wait_s: Seconds this rank waited for the window.
         media: The `MODALITIES` that the micro-batch of any data rank has at this place.
+        grids: By kind, what the micro-batch of each data rank has of it at this place; kinds that
+            no rank has are left out. None where nobody asked.
     """
 
     counts: Mapping[str, float]
@@ -113,6 +121,63 @@ class StepStamp:
     size: int
     data_wait_s: float = 0.0
     media: frozenset[str] = frozenset()
+    grids: Mapping[str, Sequence[Sequence[Grid]]] | None = None
+
+
+class RowCounts(NamedTuple):
+    """How many rows of a tensor go from this rank to each rank of a group, and come from each."""
+
+    sent: tuple[int, ...]
+    received: tuple[int, ...]
+
+
+class TowerWork(NamedTuple):
+    """What the vision tower has to do for one micro-batch of the ranks that share the work.
+
+    Counted in pairs of patches that attend to each other, summed over kinds of media.
+
+    Args:
+        before: Of the busiest rank, if each looked at what its own row has.
+        after: Of the busiest rank, as it is.
+        even: Of each rank, if all did alike.
+    """
+
+    before: int
+    after: int
+    even: float
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRoute:
+    """Where one kind of media of a micro-batch is looked at, and the way of its features back.
+
+    Pixels go to data ranks by `pixels`; features come back from them by `features`, are put in
+    `order`, and go to the ranks that share the row by `spread`, where `own` puts them in order.
+
+    Args:
+        order: Which rows of features are kept, int64 [R].
+        grids: Of what the tower looks at here, int64 [N, 3], N may be 0; None for what the row has.
+        pixels: Rows of patches, over the data ranks; None where they stay.
+        features: Rows of features, over the data ranks.
+        spread: Rows of features, over the ranks that share the row; None where they stay.
+        own: Which of the rows that came by `spread` are kept, int64 [R].
+    """
+
+    order: Tensor
+    grids: Tensor | None = None
+    pixels: RowCounts | None = None
+    features: RowCounts | None = None
+    spread: RowCounts | None = None
+    own: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> MediaRoute:
+        """The same route with its tensors changed."""
+        return replace(
+            self,
+            order=change(self.order),
+            grids=None if self.grids is None else change(self.grids),
+            own=None if self.own is None else change(self.own),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +205,10 @@ class MicroBatch:
             origins and padding of the whole.
         media: What the model takes beside tokens, under the names of its `forward`
             (`pixel_values`, `image_grid_thw`), as its processor gives it, of all segments in
-            order; whole on every rank of a row. Empty for text.
+            order; whole on every rank of a row, but pixels that have a route. Empty for text.
+        routes: By kind, where media are looked at and how features get to their tokens. A kind
+            without one is looked at where its row is.
+        tower_work: How much there is to look at, where ranks share that work.
     """
 
     input_ids: Tensor
@@ -154,6 +222,8 @@ class MicroBatch:
     num_padding: int = 0
     row_index: Tensor | None = None
     media: Mapping[str, Tensor] = field(default_factory=dict)
+    routes: Mapping[str, MediaRoute] = field(default_factory=dict)
+    tower_work: TowerWork | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -164,6 +234,17 @@ class MicroBatch:
     def modalities(self) -> frozenset[str]:
         """The kinds of media in it."""
         return frozenset(kind for kind, name in MODALITIES.items() if name in self.media)
+
+    @property
+    def grids(self) -> dict[str, tuple[Grid, ...]]:
+        """By kind, what its images and videos measure, of models that say it; on the CPU."""
+        found = {kind: self.media.get(grid_name(kind)) for kind in MODALITIES}
+        return {
+            kind: tuple((int(frames), int(rows), int(columns)) for frames, rows, columns in grids)
+            for kind, tensor in found.items()
+            if tensor is not None
+            for grids in [tensor.tolist()]
+        }
 
     @property
     def num_parts(self) -> int:
@@ -205,6 +286,7 @@ class MicroBatch:
             weights=None if self.weights is None else change(self.weights),
             row_index=None if self.row_index is None else change(self.row_index),
             media={name: change(tensor) for name, tensor in self.media.items()},
+            routes={kind: route.map(change) for kind, route in self.routes.items()},
         )
 
 
@@ -280,7 +362,7 @@ class StepResult:
         source_tokens: Supervised tokens of the step by data source, where there are several.
         source_losses: Mean loss of these tokens, of sources that have any in this step.
         flops: Operations of the step on all ranks, see `models.flops`; None where not known.
-        shown: Means of what a task shows beside its loss, over the step's targets.
+        shown: Numbers that a task shows beside its loss.
     """
 
     step: int

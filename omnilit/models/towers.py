@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
-from omnilit.models.families.towers import KEPT_PARTS
+from omnilit.models.families.towers import GRID_FAMILIES, KEPT_PARTS
 from omnilit.types import MODALITIES
 
 BACKBONE: Final = "backbone"
@@ -38,6 +38,12 @@ def media_kinds(model: PreTrainedModel) -> frozenset[str]:
     """The kinds of media that a model takes; none for a language model."""
     base = base_of(model)
     return frozenset(kind for kind in MODALITIES if hasattr(base, features_name(kind)))
+
+
+def grid_kinds(model: PreTrainedModel) -> frozenset[str]:
+    """The kinds of media whose items can be looked at one by one, on any rank."""
+    has_grids = model.config.model_type in GRID_FAMILIES
+    return media_kinds(model) & {"image", "video"} if has_grids else frozenset()
 
 
 def language_part(model: PreTrainedModel) -> PreTrainedModel:

@@ -22,3 +22,18 @@ KEPT_PARTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 # Families whose pixels have a dimension of the images of a sequence in front: [1, images, ...]
 NESTED_IMAGES: Final = frozenset({"idefics2", "idefics3", "smolvlm"})
+
+# Families whose grids say what an image or a video costs: a patch attends to its own frame, and of
+# `spatial_merge_size` squared patches one feature comes, in order. Their items can change ranks.
+GRID_FAMILIES: Final = frozenset(
+    {
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen2_5_omni_thinker",
+        "qwen3_omni_moe_thinker",
+    }
+)
