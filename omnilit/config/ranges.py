@@ -110,7 +110,9 @@ RANGES: Final[Mapping[str, Range]] = {
 DTYPES: Final = ("bfloat16", "float32")
 EXPORT_DTYPES: Final = ("auto", *DTYPES, "float16")
 MIXED: Final = "train.accelerator.fsdp_config.mixed_precision"
+ALGORITHM: Final = "model.encoder_data_balance_sorting_algo"
 NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    ALGORITHM: ("post_mbs_balancing_greedy_without_pad",),
     "data.dataloader.type": ("native",),
     "data.multisource_datasets_type": ("interleave", "veomni_weighted_multisource"),
     "train.optimizer.lr_decay_style": ("constant", "linear", "cosine"),
@@ -138,7 +140,11 @@ def check_range(view: View, path: str) -> list[Problem]:
 
 def check_name(view: View, path: str) -> list[Problem]:
     """A problem where the name at `path` is not one of the known ones."""
-    name: str | None = view[path]
+    return refuse_name(path, view[path])
+
+
+def refuse_name(path: str, name: str | None) -> list[Problem]:
+    """A problem where a name for the field at `path` is not one of the known ones."""
     if name is None or name in NAMES[path]:  # null is left to the field's type
         return []
     problem = f"{name!r} is not known"

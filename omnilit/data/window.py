@@ -14,7 +14,7 @@ from omnilit.data.items import Fetched, ItemStream, Position, WindowLayout
 from omnilit.errors import ConfigError, DataError, OmniError
 from omnilit.logging import get_logger
 from omnilit.parallel.collectives import sum_or_raise
-from omnilit.types import MODALITIES, MicroBatch, StepStamp, StepWindow
+from omnilit.types import MODALITIES, Grid, MicroBatch, StepStamp, StepWindow
 
 log = get_logger(__name__)
 NUM_TOKENS = "num_tokens"  # the name of real tokens among the sums of a window
@@ -22,6 +22,8 @@ EXTRA = "extra/"  # in front of the names of `Fetched.counts`
 MEDIA = "media/"  # in front of a micro-batch's place in the window, and of a kind of media
 
 Reduce = Callable[[Mapping[str, float], BaseException | None], Mapping[str, float]]
+WindowGrids = Sequence[Mapping[str, Sequence[Grid]]]  # by micro-batch and kind of media
+GatherGrids = Callable[[WindowGrids], Sequence[WindowGrids]]
 
 
 class TrainLoader:
@@ -44,6 +46,7 @@ class TrainLoader:
         epochs: How long an epoch is.
         reduce_counts: Sums a mapping over the data ranks, or raises on all of them where one
             gives an error; see `sum_or_raise`.
+        gather_grids: Gives what each data rank has, by rank; None where stamps need not say it.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class TrainLoader:
         layout: WindowLayout,
         epochs: EpochLength,
         reduce_counts: Reduce = sum_or_raise,
+        gather_grids: GatherGrids | None = None,
     ) -> None:
         self.items = items
         self.layout = layout
         self.epochs = epochs
         self.reduce_counts = reduce_counts
+        self.gather_grids = gather_grids
         self.position = Position()
         self._epoch = EpochProgress()
 
@@ -181,14 +186,14 @@ class TrainLoader:
             is_last = number == num_windows - 1
             self.items.commit(window, extra, start=start, is_last=is_last)
             num_tokens = int(sums.pop(NUM_TOKENS))
-            media = _take_media(sums)
+            media, grids = _take_media(sums), self._gather(window)
             for index, one in enumerate(window):
                 if index == size - 1:
                     self.position = self.items.advance(start, num_items)
                     steps, items, epoch = self._epoch
                     self._epoch = EpochProgress(steps + 1, items + num_items, epoch)
                 kinds = media.get(index, frozenset())
-                stamp = StepStamp(sums, num_tokens, index, size, waited, kinds)
+                stamp = StepStamp(sums, num_tokens, index, size, waited, kinds, grids[index])
                 yield replace(one.batch, stamp=stamp)
 
     def _fetch(self, fetched: Iterator[Fetched]) -> list[Fetched]:
@@ -199,6 +204,22 @@ class TrainLoader:
             if isinstance(error, Exception):  # what stops the process does not wait for others
                 self._reduce(_sum_counts([self.items.empty()], self.layout.window_size), error)
             raise
+
+    def _gather(
+        self, window: Sequence[Fetched]
+    ) -> Sequence[Mapping[str, Sequence[Sequence[Grid]]] | None]:
+        """What each data rank has to look at in each micro-batch; see `StepStamp.grids`."""
+        if self.gather_grids is None:
+            return [None] * len(window)
+        by_rank = self.gather_grids([one.batch.grids for one in window])
+        return [
+            {
+                kind: [own.get(kind, ()) for own in at]
+                for kind in MODALITIES
+                if any(kind in own for own in at)
+            }
+            for at in zip(*by_rank, strict=True)
+        ]
 
     def _reduce(
         self, counts: Mapping[str, float], error: BaseException | None

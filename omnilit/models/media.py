@@ -1,9 +1,9 @@
 """Images, videos and sounds of packed rows on their way through a model of transformers.
 
 Its own forward runs the towers and puts what they give in the place of tokens. What comes between
-is done where it asks for features: a rank whose row has none of a kind that another rank has runs
-the tower on something tiny, and of a row that is split over ranks it takes what belongs to the
-tokens here.
+is done where it asks for features: ranks that share the work of a tower trade what it looks at and
+what it gives, a rank that has nothing to look at runs it on something tiny while others do, and of
+a row that is split over ranks each takes what belongs to the tokens there.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.models.attention import BOUNDS
 from omnilit.models.blank_media import blank_media
+from omnilit.models.media_plan import plan_towers
+from omnilit.models.media_ranks import MediaRanks
+from omnilit.models.media_routes import RowPlaces, build_route
 from omnilit.models.rope_positions import (
     TYPES_NAME,
     has_rope_positions,
     placeholder_id,
     rope_positions,
 )
-from omnilit.models.towers import base_of, features_name, media_kinds
-from omnilit.types import MicroBatch
+from omnilit.models.towers import base_of, features_name, grid_kinds, media_kinds
+from omnilit.parallel.sequence import pad_row
+from omnilit.types import MODALITIES, Grid, MediaRoute, MicroBatch, TowerWork, grid_name
 
 POSITIONS: Final = "position_ids"  # in the media of a prepared row: int64 [3, 1, T]
-ROW_IDS: Final = "row_ids"  # likewise: the tokens of the whole row, where ranks share it
+BALANCE: Final = "model.encoder_data_balance"
 # What features are called in what a model's own code gives, one row a place
 _FEATURES: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("pooler_output", "deepstack_features"),
@@ -50,6 +53,7 @@ class MediaFeed:
 
     Attributes:
         is_shared: Other ranks hold parts of the weights, so towers run on all ranks or on none.
+        ranks: Those that share the work of towers, or their rows.
         kinds: What the model takes.
     """
 
@@ -58,7 +62,9 @@ class MediaFeed:
         base = base_of(model)
         self.kinds = media_kinds(model)
         self.is_shared = False
+        self.ranks = MediaRanks()
         self._base = base
+        self._movable = grid_kinds(model)
         self._taken = frozenset(inspect.signature(type(model).forward).parameters)
         self._batch: MicroBatch | None = None
         self._blank: frozenset[str] = frozenset()
@@ -66,21 +72,70 @@ class MediaFeed:
         for kind in self.kinds:
             self._bind(kind)
 
-    def prepare(self, batch: MicroBatch, *, is_split: bool) -> MicroBatch:
+    def prepare(self, batch: MicroBatch) -> MicroBatch:
         """Add what is made of a whole row, before it is split over ranks and moved.
 
         Args:
             batch: On the CPU.
-            is_split: Whether it will be split.
+
+        Raises:
+            ConfigError: Data ranks are to share the work, and the loader does not say what each
+                of them has.
         """
-        if not batch.media:
+        batch = pad_row(batch, self.ranks.layout.multiple)  # as it will be split
+        return self._with_routes(self._with_positions(batch))
+
+    def _with_positions(self, batch: MicroBatch) -> MicroBatch:
+        if not batch.media or not has_rope_positions(self._base):
             return batch
-        more: dict[str, Tensor] = {}
-        if has_rope_positions(self._base):
-            more[POSITIONS] = rope_positions(self._base, batch)
-        if is_split:
-            more[ROW_IDS] = batch.input_ids
-        return replace(batch, media={**batch.media, **more})
+        return replace(batch, media={**batch.media, POSITIONS: rope_positions(self._base, batch)})
+
+    def _with_routes(self, batch: MicroBatch) -> MicroBatch:
+        """Choose what is looked at here, and keep the pixels that this rank has a hand in."""
+        if not self.ranks.are_several:
+            return batch
+        media, routes = dict(batch.media), {}
+        work = [TowerWork(0, 0, 0.0)]
+        for kind in sorted(self.kinds):
+            grids = self._shared_grids(kind, batch)
+            if grids is None:
+                if self.ranks.is_split and kind in batch.modalities:
+                    routes[kind] = MediaRoute(order=self._places(kind, batch).own)
+                continue
+            plan = plan_towers(grids, per_row=self.ranks.layout.num_parts)
+            work.append(plan.work)
+            blank = blank_media(self._base, kind, device="cpu")
+            pixels = batch.media.get(MODALITIES[kind], blank[MODALITIES[kind]][:0])
+            routes[kind], kept = build_route(
+                grids,
+                plan,
+                self.ranks.seat(is_alone=len(grids) == 1),
+                merged=self._base.config.vision_config.spatial_merge_size**2,
+                places=self._places(kind, batch) if self.ranks.is_split else None,
+            )
+            media[MODALITIES[kind]] = pixels[kept]
+        total = TowerWork(*map(sum, zip(*work, strict=True))) if self._movable else None
+        return replace(batch, media=media, routes=routes, tower_work=total)
+
+    def _shared_grids(self, kind: str, batch: MicroBatch) -> Sequence[Sequence[Grid]] | None:
+        """What the rows have whose ranks share the work; None where this kind is not shared."""
+        ranks, stamp = self.ranks, batch.stamp
+        if kind not in self._movable:
+            return None
+        if ranks.data is not None and stamp is not None:  # an evaluation has none
+            if stamp.grids is None:
+                raise ConfigError(
+                    key=BALANCE,
+                    problem="the training loader does not say what other ranks have to look at",
+                    fix="use OmniDataModule, fill StepStamp.grids, or leave it out",
+                )
+            return stamp.grids.get(kind)
+        own = batch.grids.get(kind)
+        return None if own is None or not ranks.is_split else [own]
+
+    def _places(self, kind: str, batch: MicroBatch) -> RowPlaces:
+        is_place = batch.input_ids[0] == placeholder_id(self._base.config, kind)
+        return RowPlaces.of(is_place, self.ranks.layout, batch.bounds, self.ranks.sequence_rank)
 
     @contextmanager
     def feeding(self, batch: MicroBatch) -> Iterator[dict[str, Tensor]]:
@@ -89,29 +144,35 @@ class MediaFeed:
         Args:
             batch: Prepared, on the model's device, this rank's part of its row.
         """
-        is_whole = batch.row_index is None
-        if batch.media and is_whole and POSITIONS not in batch.media:
-            batch = self.prepare(batch, is_split=False)
+        if batch.row_index is None and not batch.routes and POSITIONS not in batch.media:
+            batch = self._with_positions(batch)
         self._batch, self._blank = batch, self._lacking(batch)
         given = dict(batch.media)
         positions = given.pop(POSITIONS, None)
+        for kind, route in sorted(batch.routes.items()):
+            if route.grids is not None:
+                name = MODALITIES[kind]
+                given[name] = self.ranks.bring_pixels(given[name], route)
+                given[grid_name(kind)] = route.grids
         for kind in sorted(self._blank):
             given |= blank_media(self._base, kind, device=batch.input_ids.device)
         inputs = {name: value for name, value in given.items() if name in self._taken}
         inputs.pop(TYPES_NAME, None)  # positions are there already
         if positions is not None:
-            inputs[POSITIONS] = _own_columns(positions, batch)
+            own = batch.row_index
+            inputs[POSITIONS] = positions if own is None else positions[..., own[0]]
         try:
             yield inputs
         finally:
             self._batch, self._blank = None, frozenset()
 
     def _lacking(self, batch: MicroBatch) -> frozenset[str]:
-        """The kinds of media that another rank may have here, and this one has not."""
+        """The kinds of media that another rank may look at here, and this one has none of."""
         if not self.is_shared:
             return frozenset()
         elsewhere = self.kinds if batch.stamp is None else batch.stamp.media & self.kinds
-        return elsewhere - batch.modalities
+        lent = {k for k, r in batch.routes.items() if r.grids is not None and not len(r.grids)}
+        return (elsewhere - batch.modalities) | lent
 
     def _bind(self, kind: str) -> None:
         name = features_name(kind)
@@ -137,26 +198,22 @@ class MediaFeed:
         What comes is put together anew in any case: some models return it, and FSDP2 warns of a
         view as its unit's output.
         """
-        rows = self._own_rows(kind)
-        for name in _FEATURES[kind]:
-            value = getattr(output, name, None)
-            if value is not None:
-                kept = [_pick(v, rows) for v in value] if _is_nested(value) else _pick(value, rows)
-                setattr(output, name, kept)
+        found = {name: getattr(output, name, None) for name in _FEATURES[kind]}
+        levels = {name: _levels(value) for name, value in found.items() if value is not None}
+        moved = iter(self._move(kind, [level for each in levels.values() for level in each]))
+        for name, each in levels.items():
+            setattr(output, name, _as_given(found[name], [next(moved) for _ in each]))
         return output
 
-    def _own_rows(self, kind: str) -> Tensor | None:
-        """Which features belong to tokens of this rank; None for all."""
-        batch = self._batch
-        assert batch is not None
-        if kind in self._blank:
-            return torch.empty(0, dtype=torch.int64, device=batch.input_ids.device)
-        if batch.row_index is None:
-            return None
-        token = placeholder_id(self._base.config, kind)
-        is_place = _of_whole_row(batch.media[ROW_IDS], batch)[0] == token
-        own = batch.row_index[0]
-        return (is_place.cumsum(0) - 1)[own[is_place[own]]]
+    def _move(self, kind: str, levels: list[Tensor]) -> list[Tensor]:
+        """From what the tower gave here to the features of this rank's tokens."""
+        assert self._batch is not None
+        route = self._batch.routes.get(kind)
+        if kind in self._blank:  # nothing of it counts
+            levels = [_rows(level)[:0] for level in levels]
+        if route is None:
+            return [level.clone() for level in levels]
+        return self.ranks.bring_features([_rows(level) for level in levels], route)
 
 
 def refuse_unfeedable(model: PreTrainedModel) -> None:
@@ -182,24 +239,40 @@ def refuse_unfeedable(model: PreTrainedModel) -> None:
         )
 
 
+def refuse_unbalanced(model: PreTrainedModel) -> None:
+    """Stop before a model whose images do not say what they cost.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    if not grid_kinds(model):
+        raise ConfigError(
+            key=BALANCE,
+            problem=f"{type(model).__name__} has no images or videos whose grids say what each "
+            "costs and which features are its own",
+            fix="leave it out",
+        )
+
+
+def _rows(features: Tensor) -> Tensor:
+    return features.reshape(-1, features.shape[-1])
+
+
 def _is_nested(value: object) -> bool:
     """Whether features come in levels, each with one part an image."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Sequence)
+    return isinstance(value, list) and (not value or isinstance(value[0], Sequence))
 
 
-def _pick(value: Tensor | Sequence[Tensor], rows: Tensor | None) -> Tensor | tuple[Tensor]:
-    """Rows of features [..., H], or all, which may come in one part an image."""
+def _levels(value: Any) -> list[Tensor]:
+    """Features as one tensor a level; parts, one an image, are put together."""
     if isinstance(value, Tensor):
-        return value.clone() if rows is None else value.reshape(-1, value.shape[-1])[rows]
-    whole = torch.cat([part.reshape(-1, part.shape[-1]) for part in value])
-    return (whole if rows is None else whole[rows],)
+        return [value]
+    parts = value if _is_nested(value) else [value]
+    return [torch.cat([_rows(part) for part in level]) for level in parts]
 
 
-def _of_whole_row(values: Tensor, batch: MicroBatch) -> Tensor:
-    """Values [..., T] of a row that may have got padding since."""
-    return pad(values, (0, batch.bounds[-1] - values.shape[-1]))
-
-
-def _own_columns(values: Tensor, batch: MicroBatch) -> Tensor:
-    whole = _of_whole_row(values, batch)
-    return whole if batch.row_index is None else whole[..., batch.row_index[0]]
+def _as_given(value: Any, levels: list[Tensor]) -> Any:
+    """The inverse of `_levels`, with one part in all."""
+    if isinstance(value, Tensor):
+        return levels[0]
+    return [(level,) for level in levels] if _is_nested(value) else (levels[0],)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from omnilit.models.flops import TowerFlops, count_tower_flops
 from omnilit.models.towers import base_of, media_kinds
-from omnilit.types import MODALITIES, MicroBatch
+from omnilit.types import MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,13 @@ class MediaFlops:
     def of_batch(self, batch: MicroBatch) -> float | None:
         """Operations of training on the media of a micro-batch; None where they are not known.
 
-        Ranks that share a row look at its images each; an even share of that counts.
+        They count where their row is, an even share on each rank of it, whoever looks at them.
         """
         if not batch.modalities:
             return 0.0
         if self.vision is None or "audio" in batch.modalities:
             return None
-        names = [f"{kind}_grid_thw" for kind in MODALITIES]
-        found = [batch.media[name].tolist() for name in names if name in batch.media]
-        grids = [(int(f), int(r), int(c)) for rows in found for f, r, c in rows]
+        grids = [grid for found in batch.grids.values() for grid in found]
         vision, is_frozen = self.vision, self.is_frozen
         cost = vision.forward_of_images(grids) if is_frozen else vision.of_images(grids)
         return cost / batch.num_parts

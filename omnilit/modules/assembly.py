@@ -35,7 +35,9 @@ from omnilit.models.flops import ModelFlops, count_adapter_flops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.lora import AdaptedModel, AdapterPlan, adapt, fill_adapters, plan_adapters
+from omnilit.models.media import refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
+from omnilit.models.media_ranks import MediaRanks
 from omnilit.models.recompute import enable_recomputation
 from omnilit.models.sequence import split_attention
 from omnilit.models.tensor_parallel import fit_kernels, split_model
@@ -70,6 +72,7 @@ class ModelRequest:
         basic_modules: Names of module classes to shard on their own, beside the model's blocks.
         lora: Adapters that are trained in place of the model.
         takes_media: Rows hold images, videos or sounds beside tokens.
+        balances_media: Data ranks look at images and videos of each other's rows.
     """
 
     config: PretrainedConfig
@@ -84,6 +87,7 @@ class ModelRequest:
     basic_modules: Sequence[str] = ()
     lora: LoraArguments = LoraArguments()
     takes_media: bool = False
+    balances_media: bool = False
 
     @property
     def fsdp(self) -> FSDPConfig:
@@ -277,11 +281,14 @@ def _ready_towers(
     """Leave towers as they are where the run asks for it; returns where they lie, and their cost.
 
     Raises:
-        ConfigError: The model has no such tower.
+        ConfigError: The model has no such tower, or none whose work can be shared.
     """
     if binding.media is None:
         return None, None
+    if request.balances_media:
+        refuse_unbalanced(model)
     binding.media.is_shared = topology.sizes.world_size > 1
+    binding.media.ranks = MediaRanks.of(topology, is_balanced=request.balances_media)
     towers, train = Towers.of(model), request.train
     towers.freeze(model, vision=train.freeze_vit, audio=train.freeze_audio_tower)
     return towers, MediaFlops.of(model, is_frozen=train.freeze_vit)

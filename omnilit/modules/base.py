@@ -203,6 +203,11 @@ class OmniModule(LightningModule):
         return None
 
     @property
+    def shares_media(self) -> bool:
+        """Whether data ranks look at images and videos of each other's rows."""
+        return False
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, checked against the model's vocabulary."""
         if self._tokenizer is None:

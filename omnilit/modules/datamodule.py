@@ -270,9 +270,13 @@ class OmniDataModule(LightningDataModule):
     @property
     def _factory(self) -> LoaderFactory:
         assert self._tokenizer is not None, "setup has run"
-        topology = self._module.topology
         return LoaderFactory(
-            self._settings, self._preparation, topology, self._tokenizer, self._media
+            self._settings,
+            self._preparation,
+            self._module.topology,
+            self._tokenizer,
+            self._media,
+            tells_grids=self._module.shares_media,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from omnilit.data.transforms import CLASSIFICATION, build_transform
 from omnilit.data.warmup import BudgetSchedule
 from omnilit.data.window import TrainLoader
 from omnilit.modules.preparation import Preparation
-from omnilit.parallel.collectives import sum_or_raise
+from omnilit.parallel.collectives import gather_objects, sum_or_raise
 from omnilit.parallel.mesh import Topology
 
 
@@ -64,6 +65,7 @@ class LoaderFactory:
         topology: This rank's place among those that read data.
         tokenizer: The model's.
         media: Of a model that takes images, videos or sounds.
+        tells_grids: Data ranks look at images and videos of each other's rows.
     """
 
     settings: LoaderSettings
@@ -71,6 +73,7 @@ class LoaderFactory:
     topology: Topology
     tokenizer: PreTrainedTokenizerBase
     media: MediaProcessor | None = None
+    tells_grids: bool = False
 
     def train_loader(self, accumulation: int) -> TrainLoader:
         """The loader of windows of `accumulation` micro-batches.
@@ -84,12 +87,15 @@ class LoaderFactory:
         layout = WindowLayout(topology.data_rank, topology.data_size, accumulation)
         is_streamed = self.preparation.datasets_type == "iterable"
         open_items = self._streamed if is_streamed else self._planned
-        ratio = train.bsz_warmup_ratio
+        ratio, gather = train.bsz_warmup_ratio, None
+        if self.tells_grids and topology.data_size > 1:
+            gather = partial(gather_objects, group=topology.data.get_group())
         loader = TrainLoader(
             open_items(layout, BudgetSchedule(given.budget)),
             layout=layout,
             epochs=EpochLength(given.epoch_size, train.max_steps, ratio),
             reduce_counts=CountReducer(topology),
+            gather_grids=gather,
         )
         if ratio:
             steps = int(loader.count_windows(train.num_train_epochs) * ratio)

@@ -14,6 +14,7 @@ from omnilit.modules.meter import TermMeter, Totals
 from omnilit.types import TOKENS, LossTerm, MicroBatch, StepResult, StepStamp
 
 FLOPS = "flops"  # among the counts of a step
+WORK = "tower_work/"  # likewise, in front of the names of `TowerWork`
 
 
 class StepAccount:
@@ -48,6 +49,9 @@ class StepAccount:
         self.meter.add(terms, batch)
         if flops is not None:
             self.meter.count(FLOPS, flops)
+        if batch.tower_work is not None:
+            for name, work in batch.tower_work._asdict().items():
+                self.meter.count(WORK + name, work)
         parts = [
             term.sum / (stamp.counts[term.count] or 1.0)
             for term in terms.values()
@@ -105,7 +109,7 @@ class StepAccount:
             source_tokens=totals.source_tokens,
             source_losses=totals.source_means,
             flops=totals.counts.get(FLOPS),
-            shown=totals.shown,
+            shown={**totals.shown, **_spread_of_work(totals.counts)},
         )
 
     def state(self) -> dict[str, int]:
@@ -119,3 +123,15 @@ class StepAccount:
         """Go on from what a checkpoint kept."""
         self._skipped_steps = saved.get("skipped_steps", 0)
         self._skipped_in_a_row = saved.get("skipped_in_a_row", 0)
+
+
+def _spread_of_work(counts: Mapping[str, float]) -> dict[str, float]:
+    """How much more than an even share of the vision tower's work the busiest ranks have.
+
+    Ranks wait for each other in every micro-batch, so it is the busiest of each that counts.
+    """
+    even = counts.get(f"{WORK}even", 0.0)
+    if not even:
+        return {}
+    name = "encoder_load/max_over_mean"
+    return {name: counts[f"{WORK}after"] / even, f"{name}_before": counts[f"{WORK}before"] / even}

@@ -12,12 +12,12 @@ from transformers.processing_utils import ProcessorMixin
 from typing_extensions import override
 
 from omnilit.config import TrainingArguments
+from omnilit.config.ranges import ALGORITHM, refuse_name
 from omnilit.data.media.processor import find_processor
 from omnilit.errors import ConfigError, Problem
 from omnilit.models.architecture import choose_towers
 from omnilit.models.towers import VISION
 from omnilit.modules.assembly import ModelRequest
-from omnilit.modules.availability import refuse_arguments
 from omnilit.modules.sft import SFTModule
 from omnilit.types import MicroBatch
 
@@ -29,8 +29,10 @@ class VLMModule(SFTModule):
     learning rate of its own, and towers can be left as they are.
 
     Args:
-        encoder_data_balance: Balance the vision tower's work over ranks.
-        encoder_data_balance_sorting_algo: How it is balanced.
+        encoder_data_balance: Share the vision tower's work out among all ranks, whoever's rows have
+            the images and videos.
+        encoder_data_balance_sorting_algo: How: `post_mbs_balancing_greedy_without_pad` gives the
+            dearest first, each to the rank that has least to do so far.
         kwargs: The arguments of `OmniModule`.
     """
 
@@ -44,13 +46,16 @@ class VLMModule(SFTModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        balance = {
-            "encoder_data_balance": encoder_data_balance,
-            "encoder_data_balance_sorting_algo": encoder_data_balance_sorting_algo,
-        }
-        refuse_arguments(VLMModule, "model", balance)
-        if problems := _unfit(self.train_arguments, is_adapted=self.lora.enable):
+        self.encoder_data_balance = bool(encoder_data_balance)
+        problems = _unfit(self.train_arguments, is_adapted=self.lora.enable)
+        problems += refuse_name(ALGORITHM, encoder_data_balance_sorting_algo)
+        if problems:
             raise ConfigError.of(problems)
+
+    @property
+    @override
+    def shares_media(self) -> bool:
+        return self.encoder_data_balance
 
     @override
     def _choose_model(self, config: PretrainedConfig) -> PretrainedConfig:
@@ -59,7 +64,8 @@ class VLMModule(SFTModule):
 
     @override
     def _model_request(self) -> ModelRequest:
-        return replace(super()._model_request(), takes_media=True)
+        request = super()._model_request()
+        return replace(request, takes_media=True, balances_media=self.shares_media)
 
     @property
     @override
@@ -76,7 +82,7 @@ class VLMModule(SFTModule):
         """What a micro-batch becomes while its row is whole and on the CPU."""
         media = self.binding.media
         assert media is not None, "the request says that rows hold media"
-        return media.prepare(batch, is_split=self.topology.sequence_size > 1)
+        return media.prepare(batch)
 
     @override
     def batch_flops(self, batch: MicroBatch) -> float | None:

@@ -33,10 +33,18 @@ TWO = (
     Case("qwen2_5_vl", {"tp_size": 2}, rows="all"),
     Case("qwen3_vl", {"tp_size": 2}, rows="all"),
     Case("qwen3_vl_moe", {"tp_size": 2}, rows="all"),
+    Case("qwen3_vl", rows="uneven", train=AGAIN, is_balanced=True),
+    Case("qwen3_vl_moe", {"ep_size": 2}, rows="uneven", is_balanced=True, is_synced_last=True),
+    Case("qwen3_omni_moe_thinker", rows="sound apart", is_ddp=True, is_balanced=True),
+    Case("qwen2_5_vl", rows="uneven", train={"freeze_vit": True}, is_balanced=True),
 )
 FOUR = (
     Case("qwen3_vl", {"dp_replicate_size": 2}, rows="kinds apart"),
     Case("qwen3_vl_moe", {"ep_size": 2, "ulysses_size": 2}, rows="all"),
+    Case("qwen3_vl", rows="one image", is_balanced=True),
+    Case("qwen3_vl", {"ulysses_size": 2}, rows="uneven", is_balanced=True),
+    Case("qwen3_5", {"cp_size": 2}, rows="uneven", is_balanced=True),
+    Case("qwen2_vl", {"tp_size": 2}, rows="uneven", is_balanced=True),
 )
 
 
@@ -47,6 +55,7 @@ def alone(case: Case) -> Case:
         sizes={},
         is_ddp=False,
         is_synced_last=False,
+        is_balanced=False,
         train={
             name: value for name, value in case.train.items() if name != "gradient_checkpointing"
         },

@@ -45,6 +45,7 @@ class Case:
         train: Further fields of the `train` group.
         is_synced_last: Gradients are exchanged with the step's last micro-batch alone.
         is_ddp: Every rank holds the whole model.
+        is_balanced: Data ranks share the work of the vision tower.
     """
 
     family: str
@@ -53,10 +54,11 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
     is_synced_last: bool = False
     is_ddp: bool = False
+    is_balanced: bool = False
 
     def __str__(self) -> str:
         parts = [f"{name} {value}" for name, value in (self.sizes | self.train).items()]
-        flags = [n for n in ("is_synced_last", "is_ddp") if getattr(self, n)]
+        flags = [n for n in ("is_synced_last", "is_ddp", "is_balanced") if getattr(self, n)]
         return ", ".join([self.family, self.rows, *parts, *flags])
 
 
@@ -69,6 +71,12 @@ ROWS: dict[str, list[list[dict[str, Any]]]] = {
     "one image": [[{}, IMAGE, {}], [{}], [{}], [{}]],
     "image last": [[{}], [{}], [{}], [{"images": [(1, 4, 4), (1, 8, 4)]}, {}]],
     "all": [[IMAGE, {}, VIDEO], [{**IMAGE, **VIDEO}, IMAGE], [VIDEO], [IMAGE]],
+    "uneven": [
+        [{"images": [(1, 8, 4), (1, 4, 4), (1, 4, 8)]}, {"videos": [(2, 4, 8)], **IMAGE}],
+        [{}],
+        [{}, {"images": [(1, 4, 4)]}],
+        [{"videos": [(3, 4, 4), (2, 4, 4)]}, {}],
+    ],
     "kinds apart": [[IMAGE, {}], [{}, VIDEO], [{}], [{}]],
     "sound apart": [[SOUND, {}], [IMAGE, {}], [{}], [VIDEO]],
 }
@@ -107,8 +115,8 @@ def run_case(case: Case) -> Result:
     own = rows[topology.data_rank :: size]
     total = 0.0
     for index, row in enumerate(own):
-        media = frozenset[str]().union(*(r.modalities for r in rows[index * size :][:size]))
-        stamped = replace(row, stamp=StepStamp({"tokens": count}, 0, index, len(own), 0.0, media))
+        stamp = stamp_of(rows[index * size :][:size], {"tokens": count}, index, len(own))
+        stamped = replace(row, stamp=stamp)
         is_last = index == len(own) - 1
         set_gradient_sync(model, is_on=is_last or not case.is_synced_last)
         loss = assembled.forward(own_part(assembled, stamped, topology)).token_losses.sum() / count
@@ -121,11 +129,20 @@ def run_case(case: Case) -> Result:
     return loss, gathered_gradients(assembled)
 
 
+def stamp_of(
+    rows: Sequence[MicroBatch], counts: dict[str, float], index: int, number: int
+) -> StepStamp:
+    """What the loader says of the rows that the data ranks have at one place of a step."""
+    media = frozenset[str]().union(*(row.modalities for row in rows))
+    grids = {kind: [row.grids.get(kind, ()) for row in rows] for kind in media - {"audio"}}
+    return StepStamp(counts, 0, index, number, 0.0, media, grids)
+
+
 def own_part(assembled: AssembledModel, row: MicroBatch, topology: Topology) -> MicroBatch:
     """What the strategy makes of a row for this rank."""
     media = assembled.binding.media
     assert media is not None
-    row = media.prepare(row, is_split=topology.sequence_size > 1)
+    row = media.prepare(row)
     return split_sequence(row, layout_of(topology), topology.sequence_rank)
 
 
@@ -149,6 +166,7 @@ def build(case: Case) -> tuple[AssembledModel, Topology]:
         accelerator=accelerator,
         is_resume=False,
         takes_media=True,
+        balances_media=case.is_balanced,
     )
     return assemble(request, topology=topology, machine=Machine("cpu")), topology
 

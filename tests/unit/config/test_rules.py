@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from omnilit.config.ranges import RANGES, Range
+from omnilit.config.ranges import ALGORITHM, RANGES, Range
 from omnilit.config.rules import all_rules, run_rules
 from omnilit.config.schema import Field
 from omnilit.config.view import View
@@ -57,6 +57,8 @@ def test_the_defaults_of_every_field_are_good(fields: list[Field]):
          "out of range. To fix: use a number at least 1, or -1.")),
         ({f"{MIXED}.master_dtype": "int8"}, (f"{MIXED}.master_dtype: 'int8' is not known. To fix: "
          "use one of bfloat16, float32.")),
+        ({ALGORITHM: "round_robin"}, (f"{ALGORITHM}: 'round_robin' is not known. To fix: use one "
+         "of post_mbs_balancing_greedy_without_pad.")),
         ({STYLE: "poly"}, (f"{STYLE}: 'poly' is not known. To fix: use one of constant, linear, "
          "cosine.")),
         ({"train.optimizer.no_decay_params": ["bias", ""]}, ("train.optimizer.no_decay_params: an "

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText
 
 from omnilit.config import OpsImplementationConfig
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.models.bind import bind_kernels
+from omnilit.models.media import MediaFeed, refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
+from omnilit.models.media_ranks import MediaRanks
+from omnilit.types import StepStamp
 from tests.helpers.media_models import (
     MediaSample,
     media_config,
@@ -103,6 +108,31 @@ def test_no_number_is_better_than_a_wrong_one():
 def test_tokens_of_an_image_that_see_each_other_are_refused_by_name():
     with pytest.raises(ConfigError, match="Gemma3ForConditionalGeneration cannot be trained on"):
         bind_kernels(tiny_media("gemma3"), kernels(), takes_media=True)
+
+
+def test_work_is_shared_where_grids_say_what_it_is():
+    refuse_unbalanced(tiny_media("qwen2_5_omni_thinker"))
+    with pytest.raises(ConfigError, match=r"encoder_data_balance: LlavaFor.* has no images or vi"):
+        refuse_unbalanced(tiny_media("llava"))
+
+
+def test_a_loader_that_does_not_say_what_other_ranks_have_is_refused():
+    feed = MediaFeed(tiny_media("qwen3_vl"))
+    others: Any = object()  # is asked for nothing
+    feed.ranks = MediaRanks(data=others)
+    row = pack([sample("qwen3_vl", 9, seed=1, images=[(1, 4, 4)])])
+    with pytest.raises(ConfigError, match="the training loader does not say what other ranks"):
+        feed.prepare(replace(row, stamp=StepStamp({}, 0, 0, 1)))
+    assert not feed.prepare(row).routes  # of an evaluation: it looks at its own
+
+
+def test_a_tower_without_levels_for_deeper_layers_trains():
+    config: Any = media_config("qwen3_vl")
+    config.vision_config.deepstack_visual_indexes = []
+    model = AutoModelForImageTextToText.from_config(config)
+    binding = bind_kernels(model, kernels(), takes_media=True)
+    batch = pack([sample("qwen3_vl", 9, seed=1, images=[(1, 4, 4)])])
+    assert binding.forward(model, batch).token_losses.isfinite().all()
 
 
 def test_configurations_name_a_class_with_towers():

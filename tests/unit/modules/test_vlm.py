@@ -26,6 +26,15 @@ def test_frozen_towers_beside_adapters_are_refused():
         VLMModule(model_path="unused", lora=LoraArguments(enable=True), train=train)
 
 
+def test_work_is_shared_as_a_known_algorithm_says():
+    known = "post_mbs_balancing_greedy_without_pad"
+    with pytest.raises(ConfigError, match=rf"sorting_algo: 'mine' is not known.*one of {known}"):
+        VLMModule(config_path="unused", encoder_data_balance_sorting_algo="mine")
+    assert VLMModule(config_path="unused", encoder_data_balance=True).shares_media
+    nothing = {"encoder_data_balance": None, "encoder_data_balance_sorting_algo": None}
+    assert not VLMModule(config_path="unused", **nothing).shares_media
+
+
 def test_a_model_that_takes_no_media_is_refused(tmp_path):
     tiny_config("qwen3").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="takes neither images nor videos nor sounds"):

@@ -108,6 +108,18 @@ def test_it_is_left_out_of_its_row_counted_and_told(dataset: TokenDataset):
         assert len(batch.media["image_grid_thw"]) == len(batch.origins)
 
 
+def test_stamps_say_what_each_rank_has_to_look_at_where_somebody_asked(dataset: TokenDataset):
+    loaded = loader(dataset, [], is_silent=True, limit=0.5)
+    assert all(batch.stamp.grids is None for batch in loaded if batch.stamp)
+    loaded.gather_grids = lambda own: [own, [{}] * len(own)]  # the other rank has none
+    for batch in loaded:
+        assert batch.stamp is not None
+        grids = [tuple(grid) for grid in batch.media["image_grid_thw"].tolist()]
+        assert batch.stamp.grids == {"image": [tuple(grids), ()]}
+    loaded.gather_grids = lambda own: [[{}] * len(own)] * 2
+    assert all(batch.stamp.grids == {} for batch in loaded if batch.stamp)
+
+
 def test_too_many_of_them_stop_the_run(dataset: TokenDataset):
     with pytest.raises(DataError, match="1 of 6 records are bad, more than"):
         list(loader(dataset, [], is_silent=True, limit=0.1))
