@@ -25,6 +25,7 @@ TWO = (
     Case("qwen3_5", {"ulysses_size": 2}, rows="all"),
     Case("qwen3_vl", {"cp_size": 2}, rows="all"),
     Case("llava", rows="one image"),
+    Case("llava", {"ulysses_size": 2}, rows="image last"),
     Case("internvl", rows="image last"),
     Case("smolvlm", rows="one image"),
     Case("qwen2_5_omni_thinker", rows="sound apart"),
