@@ -17,7 +17,8 @@ from omnilit.config.media import MediaConfig
 from omnilit.data.media.processor import MediaProcessor
 from omnilit.types import Origin, Record
 
-Family = Literal["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen2_5Omni"]
+Family = Literal["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen2_5Omni", "Qwen3OmniMoe"]
+OMNI = ("Qwen2_5Omni", "Qwen3OmniMoe")
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -75,7 +76,7 @@ def build_processor(family: Family = "Qwen3VL") -> ProcessorMixin:
     videos = kind(patch_size=patch, size=size, cap_pixels_per_frame=False)
     tokenizer = build_vision_tokenizer()
     build: Any = getattr(hf, f"{family}Processor")
-    if family == "Qwen2_5Omni":
+    if family in OMNI:
         ears = hf.WhisperFeatureExtractor(feature_size=16, chunk_length=4, padding_side="right")
         return build(images, videos, ears, tokenizer, chat_template=TEMPLATE)
     return build(images, tokenizer, videos, chat_template=TEMPLATE)

@@ -34,6 +34,7 @@ OFFSETS: Final = "text_replacement_offsets"
 ASKED: Final = {f"return_{OFFSETS}": True, "return_tensors": "pt"}
 TYPES: Final = ("mm_token_type_ids", "token_type_ids")  # which tokens are of which kind
 TEXT: Final = frozenset({"input_ids", "attention_mask", OFFSETS, *TYPES})
+SECONDS: Final = "video_second_per_grid"  # what omni models are told of videos
 # How processors name the tokens around a medium
 AROUND: Final = ("vision", "image", "video", "audio")
 SIDES: Final = ("start", "end", "bos", "eos")
@@ -212,7 +213,13 @@ class MediaProcessor:
             for name, value in found.items()
             if name not in TEXT and isinstance(value, Tensor)
         }
+        if SECONDS in tensors:  # of all videos alike, and of frames at a rate of its own
+            tensors[SECONDS] = torch.tensor([self._seconds(clip) for clip in media.clips])
         return tensors, [one["replacement"] for one in found[OFFSETS][0]]
+
+    def _seconds(self, clip: Clip) -> float:
+        """The time that a step of a video stands for, as Qwen2.5-VL's processor counts it."""
+        return self.least_frames * clip.total / (len(clip.indices) * clip.fps)
 
     @cached_property
     def _has_image_formula(self) -> bool:

@@ -17,7 +17,7 @@ from omnilit.data.media.processor import MediaProcessor
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.errors import DataError
 from omnilit.types import MicroBatch, Sample
-from tests.helpers.processors import Family, media_processor, seen, write_image
+from tests.helpers.processors import OMNI, Family, media_processor, seen, write_image
 
 ANSWER = {"role": "assistant", "content": "Yes."}
 SIDE = 64
@@ -75,7 +75,7 @@ def test_written_times_are_those_of_the_frames_that_are_seen(tmp_path, codec, se
     assert (indices[0], indices[-1]) == (0, number - 1)
 
 
-@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen2_5Omni"])
+@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", *OMNI])
 def test_places_and_tensors_agree(tmp_path: Path, family: Family):
     name = write_video(tmp_path / "a.mkv", 11, 5)
     media = media_processor(family)
@@ -85,8 +85,9 @@ def test_places_and_tensors_agree(tmp_path: Path, family: Family):
     assert places == int(grid.prod()) // 4 == sample.media[0].num_tokens
     assert len(batch.media["pixel_values_videos"]) == int(grid.prod())
     assert batch.modalities == {"video"}
-    if family == "Qwen2_5_VL":  # 4 frames of 2.2 seconds, two a step
-        assert batch.media["second_per_grid_ts"].tolist() == pytest.approx([1.1])
+    seconds = {"Qwen2_5_VL": "second_per_grid_ts"} | dict.fromkeys(OMNI, "video_second_per_grid")
+    if family in seconds:  # 4 frames of 2.2 seconds, two a step
+        assert batch.media[seconds[family]].tolist() == pytest.approx([1.1])
 
 
 def test_a_list_of_images_is_a_video_of_its_own_rate(tmp_path: Path):
