@@ -35,7 +35,7 @@ class MediaConfig:
         video_min_pixels: As of images, for each frame.
         video_max_pixels: Likewise.
         video_total_pixels: Of all frames of a video together, times `frame_factor`.
-        use_audio_in_video: Take the sound of a video, too.
+        use_audio_in_video: Take the sound of a video, too, where it has one; of omni models.
         sample_rate: Samples a second that sounds are brought to.
     """
 
@@ -140,7 +140,7 @@ def _check_one(name: str, value: object, known: list[str]) -> Problem | None:
         return Problem(path, f"there is no such setting.{suggest(str(name), known)}", fix)
     is_flag = isinstance(value, bool)
     if name in FLAGS:
-        return _check_flag(path, value)
+        return None if is_flag else Problem(path, f"{value!r} is not true or false", "write one")
     if value is None and name != "sample_rate":
         return None
     kinds: tuple[type, ...] = (int, float) if name in NUMBERS else (int,)
@@ -149,15 +149,6 @@ def _check_one(name: str, value: object, known: list[str]) -> Problem | None:
     if not is_flag and isinstance(value, kinds) and _is_in_range(name, value, least):
         return None
     return Problem(path, f"{value!r} is not {what}", f"write {what}")
-
-
-def _check_flag(path: str, value: object) -> Problem | None:
-    if not isinstance(value, bool):
-        return Problem(path, f"{value!r} is not true or false", "write one")
-    if value:
-        fix = "give the sound of a video as a part of type audio, beside the video"
-        return Problem(path, "true is not available yet", fix)
-    return None
 
 
 def _is_in_range(name: str, value: Any, least: int) -> bool:

@@ -20,6 +20,8 @@ _GRIDS: Final[Mapping[str, str]] = {"image": "image_grid_thw", "video": "video_g
 # Under which names models take the seconds between a video's frames, in `forward` and by `METHOD`
 _SECONDS: Final = ("second_per_grid_ts", "video_second_per_grid", "second_per_grids")
 _SOUND_MASK: Final = "feature_attention_mask"
+TRACK: Final = "use_audio_in_video"
+_STARTS: Final = ("vision_start_token_id", "audio_start_token_id")
 
 
 def placeholder_id(config: PreTrainedConfig, kind: str) -> int | None:
@@ -76,6 +78,8 @@ class _SegmentReader:
             return plain.expand(3, 1, -1)
         if sounds is not None:
             given["audio_seqlens"] = sounds
+        if self._has_track(ids):
+            given[TRACK] = True
         if TYPES_NAME in self._known:
             given[TYPES_NAME] = self._token_types(ids, start)
         else:
@@ -97,10 +101,18 @@ class _SegmentReader:
         self._used[kind] = end
         return slice(first, end)
 
+    def _has_track(self, ids: Tensor) -> bool:
+        """Whether the sequence has videos with their sound, whose places are within those."""
+        starts = [getattr(self._base.config, name, None) for name in _STARTS]
+        if TRACK not in self._known or None in starts:
+            return False
+        video, sound = starts
+        return bool(((ids[0, :-1] == video) & (ids[0, 1:] == sound)).any())
+
     def _take_sounds(self, ids: Tensor) -> Tensor | None:
-        """The numbers of frames of the sequence's sounds, each a run of places."""
-        mask, is_place = self._media.get(_SOUND_MASK), self._is_place(ids, "audio").int()
-        number = int((is_place.diff(prepend=is_place.new_zeros(1)) == 1).sum())
+        """The numbers of frames of the sequence's sounds, each of which has a token in front."""
+        mask, start = self._media.get(_SOUND_MASK), getattr(self._base.config, _STARTS[1], None)
+        number = 0 if start is None else int((ids == start).sum())
         if mask is None or not number:
             return None
         first = self._used["audio"]

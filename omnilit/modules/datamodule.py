@@ -19,7 +19,7 @@ from omnilit.data.collate import COLLATORS
 from omnilit.data.encode import Encoder, decode_spans
 from omnilit.data.epochs import EpochSteps
 from omnilit.data.evaluation import EvalLoader
-from omnilit.data.media.processor import MediaProcessor, check_sample_rate
+from omnilit.data.media.processor import MediaProcessor, check_hearing
 from omnilit.data.planned import PlannedItems
 from omnilit.data.prompts import PromptSet, take_prompts
 from omnilit.data.quarantine import FILE, BadRecord, Quarantine
@@ -295,7 +295,7 @@ class OmniDataModule(LightningDataModule):
         if module.processor is None:
             return None
         media = MediaProcessor(module.processor, self._media_config)
-        check_sample_rate(media)
+        check_hearing(media)
         return media
 
     def _find_template(self) -> ChatTemplate | None:

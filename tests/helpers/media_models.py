@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -213,10 +214,12 @@ class MediaSample:
     Args:
         ids: int64 [T].
         media: What its images, videos and sounds came to.
+        has_tracks: The sounds of its videos stand among their places.
     """
 
     ids: Tensor
     media: dict[str, Tensor] = field(default_factory=dict)
+    has_tracks: bool = False
 
     @property
     def token_types(self) -> Tensor:
@@ -232,6 +235,7 @@ def sample(
     images: Sequence[Grid] = (),
     videos: Sequence[Grid] = (),
     sounds: Sequence[int] = (),
+    tracks: Sequence[int] = (),
 ) -> MediaSample:
     """A sequence of `length` random tokens, with media in front of the last ones.
 
@@ -242,6 +246,7 @@ def sample(
         images: Of each its grid; just as many as there are where the family's are all alike.
         videos: Of each its grid.
         sounds: Of each its number of frames.
+        tracks: Of each video the number of frames of its sound; none for silent ones.
     """
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(TEXT.start, TEXT.stop, (length,), generator=generator).tolist()
@@ -258,20 +263,23 @@ def sample(
         media["pixel_values"] = normal(_num_patches(images), 3 * 2 * PATCH**2)
     if videos:
         is_timed = not family.startswith(("qwen2", "qwen3_omni"))
-        middle += [token for grid in videos for token in _video(grid, text, is_timed=is_timed)]
+        if tracks:
+            films = zip(videos, tracks, strict=True)
+            middle += [token for film in films for token in _film(family, *film)]
+        else:
+            middle += [token for grid in videos for token in _video(grid, text, is_timed=is_timed)]
         media["video_grid_thw"] = torch.tensor(list(videos))
         media["pixel_values_videos"] = normal(_num_patches(videos), 3 * 2 * PATCH**2)
         if "omni" in family:
             media["video_second_per_grid"] = torch.full((len(videos),), 0.5)
-    if sounds:
-        for frames in sounds:
-            middle += [SOUND_START, *[SOUND] * _sound_places(family, frames), SOUND_END]
-        media["input_features"] = normal(len(sounds), BINS, max(sounds))
-        media["feature_attention_mask"] = (
-            torch.arange(max(sounds)) < torch.tensor(list(sounds))[:, None]
-        ).long()
+    for frames in sounds:
+        middle += [SOUND_START, *[SOUND] * _sound_places(family, frames), SOUND_END]
+    if heard := [*tracks, *sounds]:
+        media["input_features"] = normal(len(heard), BINS, max(heard))
+        mask = torch.arange(max(heard)) < torch.tensor(heard)[:, None]
+        media["feature_attention_mask"] = mask.long()
     ids = [*text[: length // 2], *middle, *text[length // 2 :]]
-    return MediaSample(torch.tensor(ids), media)
+    return MediaSample(torch.tensor(ids), media, has_tracks=bool(tracks))
 
 
 def _run(token: int, grid: Grid) -> list[int]:
@@ -285,6 +293,15 @@ def _video(grid: Grid, text: Sequence[int], *, is_timed: bool) -> list[int]:
     if not is_timed:
         return _run(VIDEO, grid)
     return [t for frame in range(frames) for t in (text[frame], *_run(VIDEO, (1, rows, columns)))]
+
+
+def _film(family: str, grid: Grid, frames: int) -> list[int]:
+    """The places of a video and of its sound: each step of it, and what is heard meanwhile."""
+    steps, rows, columns = grid
+    seen, heard = rows * columns // MERGE**2, _sound_places(family, frames)
+    parts = [heard * step // steps for step in range(steps + 1)]
+    within = [[VIDEO] * seen + [SOUND] * (b - a) for a, b in pairwise(parts)]
+    return [START, SOUND_START, *chain.from_iterable(within), SOUND_END, END]
 
 
 def _num_patches(grids: Sequence[Grid]) -> int:
@@ -328,6 +345,8 @@ def pack(samples: Sequence[MediaSample], *, seed: int = 0, keep: float = 0.7) ->
 def _join(parts: Sequence[Tensor]) -> Tensor:
     if parts[0].ndim == 5:  # several images of one sequence
         return torch.cat(list(parts), dim=1)
+    if parts[0].ndim == 1:  # a number for each
+        return torch.cat(list(parts))
     widest = max(part.shape[-1] for part in parts)  # sounds of unequal length
     return torch.cat([torch.nn.functional.pad(p, (0, widest - p.shape[-1])) for p in parts])
 
@@ -340,7 +359,8 @@ def reference_loss(
     takes_types = model.config.model_type.startswith(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))
     takes_types |= model.config.model_type.startswith("qwen3_5")
     for one, a, b in zip(samples, batch.bounds, batch.bounds[1:], strict=False):
-        more = {"mm_token_type_ids": one.token_types} if takes_types else {}
+        more: dict[str, Any] = {"mm_token_type_ids": one.token_types} if takes_types else {}
+        more |= {"use_audio_in_video": True} if one.has_tracks else {}
         logits = model(
             input_ids=one.ids[None],
             attention_mask=torch.ones_like(one.ids)[None],

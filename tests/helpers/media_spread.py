@@ -65,6 +65,7 @@ class Case:
 IMAGE: dict[str, Any] = {"images": [(1, 4, 6)]}
 VIDEO: dict[str, Any] = {"videos": [(2, 4, 4)]}
 SOUND: dict[str, Any] = {"sounds": [113]}
+FILM: dict[str, Any] = {"videos": [(2, 4, 4)], "tracks": [118]}
 # Rows go to data ranks in turn: of two ranks the first has the even ones
 ROWS: dict[str, list[list[dict[str, Any]]]] = {
     "no image": [[{}], [{}], [{}], [{}]],
@@ -78,7 +79,7 @@ ROWS: dict[str, list[list[dict[str, Any]]]] = {
         [{"videos": [(3, 4, 4), (2, 4, 4)]}, {}],
     ],
     "kinds apart": [[IMAGE, {}], [{}, VIDEO], [{}], [{}]],
-    "sound apart": [[SOUND, {}], [IMAGE, {}], [{}], [VIDEO]],
+    "sound apart": [[SOUND, {}], [IMAGE, {}], [{}], [VIDEO, FILM]],
 }
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from omnilit.data.encode import Tokens
-from omnilit.data.media.plans import plan_medium
+from omnilit.data.media.plans import has_track, plan_medium
 from omnilit.data.media.processor import MediaProcessor
 from omnilit.data.refusals import refuse
 from omnilit.data.templates import Rendered
@@ -76,6 +76,7 @@ def expand(
         last = end
     if len(found) < len(media):
         raise _uneven(record, rendered.text, media, processor)
+    _check_tracks(found, record, processor)
     written = Expanded(rendered, tuple(found), ends, moved, rendered)
     spans = [(written.find(start), written.find(end)) for start, end in rendered.spans]
     text = "".join([*pieces, rendered.text[last:]])
@@ -104,13 +105,26 @@ def find_blocks(
 
 
 def _widen(tokens: Tokens, start: int, end: int, processor: MediaProcessor) -> tuple[int, int]:
-    """Take in the tokens at either side that begin and end a medium."""
-    around = processor.edges
-    if start and tokens.ids[start - 1] in around:
+    """Take in the tokens at either side that begin and end a medium, and its sound within."""
+    before, behind = processor.edges
+    while start and tokens.ids[start - 1] in before:
         start -= 1
-    if end < len(tokens.ids) and tokens.ids[end] in around:
+    while end < len(tokens.ids) and tokens.ids[end] in behind:
         end += 1
     return start, end
+
+
+def _check_tracks(media: Sequence[Medium], record: Record, processor: MediaProcessor) -> None:
+    """See that all videos of a record have a sound, or none: models count places for one way."""
+    if not processor.config.use_audio_in_video:
+        return
+    tracks = {has_track(medium) for medium in media if medium.kind == "video"}
+    if len(tracks) > 1:
+        raise refuse(
+            record,
+            "some of its videos have a sound and others none, which the model cannot tell apart",
+            "give each video a sound, silence if need be, or make several records of it",
+        )
 
 
 def _by_kind(

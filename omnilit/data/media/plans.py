@@ -10,10 +10,12 @@ from typing import Any, Final
 from omnilit.data.media.files import fetch, media_error
 from omnilit.data.media.images import planned_size, read_image, read_size
 from omnilit.data.media.processor import Clip, Decoded, MediaProcessor
-from omnilit.data.media.sounds import count_samples, read_sound
+from omnilit.data.media.sounds import count_samples, count_track, read_sound
 from omnilit.data.media.videos import plan_video, read_video
 from omnilit.errors import DataError
 from omnilit.types import Medium, Origin
+
+SAMPLES: Final = "samples"  # of a sound, in its plan or in that of its video
 
 
 def plan_medium(medium: Medium, origin: Origin, media: MediaProcessor) -> tuple[Medium, str]:
@@ -51,7 +53,7 @@ def decode_media(media: Sequence[tuple[Medium, Origin]], processor: MediaProcess
     Raises:
         DataError: One cannot be decoded, or is not what it was.
     """
-    decoded = Decoded([], [], [], [], [])
+    decoded = Decoded([], [], [], [], [], [])
     for medium, origin in media:
         decoded.kinds.append(medium.kind)
         plan = json.loads(medium.plan)
@@ -65,10 +67,16 @@ def decode_media(media: Sequence[tuple[Medium, Origin]], processor: MediaProcess
             clip = Clip((height, width), tuple(plan["indices"]), plan["fps"], plan["total"])
             decoded.clips.append(clip)
             decoded.videos.append(read_video(medium, origin, clip))
-        else:
-            rate, number = processor.sample_rate, plan["samples"]
-            decoded.sounds.append(read_sound(medium, origin, rate, number))
+        if plan.get(SAMPLES):
+            decoded.sources.append(len(decoded.clips) - 1 if medium.kind == "video" else None)
+            sound = read_sound(medium, origin, processor.sample_rate, plan[SAMPLES])
+            decoded.sounds.append(sound)
     return decoded
+
+
+def has_track(medium: Medium) -> bool:
+    """Whether a planned video is taken with its sound."""
+    return medium.kind == "video" and bool(json.loads(medium.plan).get(SAMPLES))
 
 
 def _plan_image(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
@@ -79,12 +87,15 @@ def _plan_image(medium: Medium, origin: Origin, media: MediaProcessor) -> Planne
 
 def _plan_video(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
     clip = plan_video(medium, origin, media.config, media.least_frames)
-    return clip._asdict(), lambda: media.write_video(clip)
+    if not media.config.use_audio_in_video:
+        return clip._asdict(), lambda: media.write_video(clip)
+    number = count_track(medium, origin, media.sample_rate)
+    return {**clip._asdict(), SAMPLES: number}, lambda: media.write_video(clip, number)
 
 
 def _plan_sound(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
     number = count_samples(medium, origin, media.sample_rate)
-    return {"samples": number}, lambda: media.write_sound(number)
+    return {SAMPLES: number}, lambda: media.write_sound(number)
 
 
 def changed(origin: Origin, medium: Medium) -> DataError:

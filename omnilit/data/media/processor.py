@@ -34,10 +34,14 @@ OFFSETS: Final = "text_replacement_offsets"
 ASKED: Final = {f"return_{OFFSETS}": True, "return_tensors": "pt"}
 TYPES: Final = ("mm_token_type_ids", "token_type_ids")  # which tokens are of which kind
 TEXT: Final = frozenset({"input_ids", "attention_mask", OFFSETS, *TYPES})
+INTERLEAVE: Final = "replace_video_with_audio_token"  # of processors that hear videos, and ...
+LOAD_SOUND: Final = "load_audio_from_video"  # ... what these are told
+SOUND_OF: Final = "video_to_audio_indices"
+PACE: Final = ("seconds_per_chunk", "position_id_per_seconds")
 SECONDS: Final = "video_second_per_grid"  # what omni models are told of videos
 # How processors name the tokens around a medium
 AROUND: Final = ("vision", "image", "video", "audio")
-SIDES: Final = ("start", "end", "bos", "eos")
+SIDES: Final = (("start", "bos"), ("end", "eos"))  # in front and behind
 PROBES: Final = ((64, 96), (333, 151))  # heights and widths that a formula is tried with
 
 
@@ -66,6 +70,8 @@ class Decoded(NamedTuple):
         videos: Frames of each video, uint8 [F, 3, H, W].
         clips: Where these come from.
         sounds: Samples of each, float32 [S].
+        sources: Of each of these the number of the video that it belongs to, None for a sound of
+            its own.
     """
 
     kinds: list[str]
@@ -73,6 +79,7 @@ class Decoded(NamedTuple):
     videos: list[Tensor]
     clips: list[Clip]
     sounds: list[npt.NDArray[np.float32]]
+    sources: list[int | None]
 
 
 @dataclass(frozen=True)
@@ -113,10 +120,14 @@ class MediaProcessor:
         return {kind: [i for i in ids if i is not None] for kind, ids in found.items()}
 
     @cached_property
-    def edges(self) -> frozenset[int]:
-        """The ids of the tokens that stand around a medium."""
+    def edges(self) -> tuple[frozenset[int], frozenset[int]]:
+        """The ids of the tokens that stand in front of a medium, and behind it."""
+        before, behind = (self._find_edges(sides) for sides in SIDES)
+        return before, behind
+
+    def _find_edges(self, sides: Sequence[str]) -> frozenset[int]:
         tokenizer: Any = self.processor.tokenizer
-        names = [f"{what}_{side}_token" for what in AROUND for side in SIDES]
+        names = [f"{what}_{side}_token" for what in AROUND for side in sides]
         texts = [getattr(one, name, None) for one in (self.processor, tokenizer) for name in names]
         named = [text for text in texts if isinstance(text, str)]
         return frozenset(tokenizer.convert_tokens_to_ids(named))
@@ -173,11 +184,27 @@ class MediaProcessor:
                 self._texts[key] = _replacement(self._blank_image(size))
         return self._texts[key]
 
-    def write_video(self, clip: Clip) -> str:
-        """What stands in the text for a video; raises as `write_image`."""
+    @property
+    def hears_videos(self) -> bool:
+        """Whether it takes the sound of a video with it."""
+        from transformers.processing_utils import OmniModalProcessorMixin as Base
+
+        own = getattr(type(self.processor), INTERLEAVE, None)
+        return own is not None and own is not getattr(Base, INTERLEAVE)
+
+    def write_video(self, clip: Clip, num_samples: int = 0) -> str:
+        """What stands in the text for a video.
+
+        Args:
+            clip: The frames that are taken.
+            num_samples: Of its sound, where that is taken, too.
+
+        Raises:
+            ValueError: The processor takes no such video.
+        """
         if not self._has_video_formula:
-            return _replacement(self._blank_video(clip))
-        return self._write_clip(clip)
+            return _replacement(self._blank_video(clip, num_samples))
+        return self._write_clip(clip, num_samples)
 
     def write_sound(self, num_samples: int) -> str:
         """What stands in the text for a sound; raises as `write_image`."""
@@ -206,6 +233,8 @@ class MediaProcessor:
             given |= {"videos": media.videos, **_describe(media.clips)}
         if media.sounds:
             given |= {"audio": media.sounds}
+        if any(source is not None for source in media.sources):
+            given |= _from_videos(media.sources)
         text = "".join(self.tokens[kind] for kind in media.kinds)
         found = self._run(text, given)
         tensors = {
@@ -240,20 +269,29 @@ class MediaProcessor:
         if not hasattr(part, "get_num_of_video_patches") or not hasattr(part, "merge_size"):
             return False
         clips = [Clip(size, (0, 2, 4, 6), 8.0, 9) for size in PROBES]
-        return all(_replacement(self._blank_video(one)) == self._write_clip(one) for one in clips)
+        sounds = (0, 5 * self.sample_rate // 2) if self.hears_videos else (0,)
+        return all(
+            _replacement(self._blank_video(one, sound)) == self._write_clip(one, sound)
+            for one in clips
+            for sound in sounds
+        )
 
     def _count_image(self, size: tuple[int, int]) -> int:
         part = self._part("image")
         return int(part.get_number_of_image_patches(*size, {})) // part.merge_size**2
 
-    def _write_clip(self, clip: Clip) -> str:
-        part = self._part("video")
+    def _write_clip(self, clip: Clip, num_samples: int) -> str:
+        part: Any = self._part("video")
         frames = len(clip.indices)
         patches = int(part.get_num_of_video_patches(frames, *clip.size, {}))
         steps = -(-frames // part.temporal_patch_size)
         grid = torch.tensor([[steps, 1, patches // steps]])
-        inputs = {"video_grid_thw": grid, **_describe([clip])}
-        kwargs = {"load_audio_from_video": False}  # what omni models ask for
+        inputs = {"video_grid_thw": grid, SECONDS: [self._seconds(clip)], **_describe([clip])}
+        kwargs: dict[str, Any] = {LOAD_SOUND: bool(num_samples)}  # what omni models ask for
+        if num_samples:
+            number = self.write_sound(num_samples).count(self.tokens["audio"])
+            kwargs |= {name: getattr(self.processor, name) for name in PACE}
+            kwargs |= {"processed_audio": {"num_audio_tokens": [number]}, SOUND_OF: [0]}
         return self.processor.replace_video_token(inputs, 0, **kwargs)
 
     def _blank_image(self, size: tuple[int, int]) -> Mapping[str, Any]:
@@ -261,9 +299,13 @@ class MediaProcessor:
 
         return self._call("image", images=[Image.new("RGB", (size[1], size[0]))])
 
-    def _blank_video(self, clip: Clip) -> Mapping[str, Any]:
+    def _blank_video(self, clip: Clip, num_samples: int) -> Mapping[str, Any]:
         frames = torch.zeros(len(clip.indices), 3, *clip.size, dtype=torch.uint8)
-        return self._call("video", videos=[frames], **_describe([clip]))
+        given = {"videos": [frames], **_describe([clip])}
+        if num_samples:
+            given |= {"audio": [np.zeros(num_samples, np.float32)], **_from_videos([0])}
+            given |= {"fps": self.least_frames / self._seconds(clip)}
+        return self._call("video", **given)
 
     def _call(self, kind: str, **given: Any) -> Mapping[str, Any]:
         return self._run(self.tokens[kind], given)
@@ -340,12 +382,18 @@ def hearing_rate(processor: ProcessorMixin) -> int | None:
     return getattr(extractor, "sampling_rate", None)
 
 
-def check_sample_rate(media: MediaProcessor) -> None:
-    """See that sounds are brought to what the model hears.
+def check_hearing(media: MediaProcessor) -> None:
+    """See that sounds are brought to what the model hears, and those of videos heard at all.
 
     Raises:
-        ConfigError: `data.mm_configs.sample_rate` is another.
+        ConfigError: `data.mm_configs` says otherwise.
     """
+    if media.config.use_audio_in_video and not media.hears_videos:
+        raise ConfigError(
+            key="data.mm_configs.use_audio_in_video",
+            problem=f"{type(media.processor).__name__} takes no sound with a video",
+            fix="leave it out, or train a model that hears and sees, such as Qwen2.5-Omni",
+        )
     rate = hearing_rate(media.processor)
     if rate is None or rate == media.sample_rate:
         return
@@ -371,6 +419,10 @@ def _describe(clips: Sequence[Clip]) -> dict[str, Any]:
             for clip in clips
         ]
     }
+
+
+def _from_videos(sources: Sequence[int | None]) -> dict[str, Any]:
+    return {LOAD_SOUND: True, "audio_from_video_indices": sources}
 
 
 def _replacement(found: Mapping[str, Any]) -> str:

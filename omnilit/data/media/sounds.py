@@ -28,6 +28,21 @@ def count_samples(medium: Medium, origin: Origin, rate: int) -> int:
     return math.ceil(frames * rate / own)
 
 
+def count_track(medium: Medium, origin: Origin, rate: int) -> int:
+    """Samples of a video's own sound at `rate` a second; 0 where it has none.
+
+    Raises:
+        DataError: The video cannot be read.
+    """
+    if medium.frames:
+        return 0
+    with opened(medium, origin) as (container, _):
+        if not any(stream.type == "audio" for stream in container.streams):
+            return 0
+    frames, own = _ask_container(medium, origin)
+    return math.ceil(frames * rate / own) if own else 0
+
+
 def read_sound(
     medium: Medium, origin: Origin, rate: int, num_samples: int
 ) -> npt.NDArray[np.float32]:

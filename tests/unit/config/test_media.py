@@ -21,7 +21,6 @@ from omnilit.errors import ConfigError
         ({"scale_factor": True}, "True is not a whole number"),
         ({"max_ratio": 0.5}, "0.5 is not a number above 0"),
         ({"use_audio_in_video": 1}, "1 is not true or false"),
-        ({"use_audio_in_video": True}, "true is not available yet"),
         ({"sample_rate": None}, "None is not a whole number"),
         ({"cfg_ratio": 0.1}, "belongs to models that make images"),
         ({"image_min_pixels": 9, "image_max_pixels": 8}, "9 is more than image_max_pixels: 8"),

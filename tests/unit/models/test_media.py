@@ -53,6 +53,8 @@ def samples_of(family: str) -> list[MediaSample]:
         # longer than a chunk of Qwen3's tower, which pads shorter ones to the longest beside them
         found.append(sample(family, 8, seed=5, sounds=[113, 120]))
         found.append(sample(family, 8, seed=6, images=[(1, 4, 4)], sounds=[117]))
+        films = {"videos": [(2, 4, 4), (3, 4, 6)], "tracks": [118, 140]}
+        found.append(sample(family, 9, seed=7, images=[(1, 4, 4)], **films, sounds=[115]))
     return found
 
 

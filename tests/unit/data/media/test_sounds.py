@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from omnilit.data.collate import CollateSettings, collate
-from omnilit.data.media.processor import check_sample_rate
+from omnilit.data.media.processor import check_hearing
 from omnilit.data.media.sounds import count_samples, read_sound
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.errors import ConfigError, DataError
@@ -68,6 +68,6 @@ def test_what_is_no_sound_is_refused(tmp_path: Path):
 
 
 def test_another_rate_than_the_model_hears_is_refused():
-    check_sample_rate(media_processor("Qwen2_5Omni"))
+    check_hearing(media_processor("Qwen2_5Omni"))
     with pytest.raises(ConfigError, match=r"sample_rate: 8000 samples a second.*hears 16000"):
-        check_sample_rate(media_processor("Qwen2_5Omni", sample_rate=8000))
+        check_hearing(media_processor("Qwen2_5Omni", sample_rate=8000))
