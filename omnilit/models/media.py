@@ -9,7 +9,7 @@ a row that is split over ranks each takes what belongs to the tokens there.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType
@@ -17,18 +17,23 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.models.attention import BOUNDS
 from omnilit.models.blank_media import blank_media
+from omnilit.models.families.towers import VIDEOS_AS_IMAGES
+from omnilit.models.media_fit import BALANCE, feature_fields, refuse_unfeedable
 from omnilit.models.media_plan import plan_towers
 from omnilit.models.media_ranks import MediaRanks
 from omnilit.models.media_routes import RowPlaces, build_route
 from omnilit.models.rope_positions import (
+    MODALITY,
+    TYPES,
     TYPES_NAME,
     has_rope_positions,
-    placeholder_id,
+    is_place,
     rope_positions,
 )
 from omnilit.models.towers import base_of, features_name, grid_kinds, media_kinds
@@ -36,13 +41,7 @@ from omnilit.parallel.sequence import pad_row
 from omnilit.types import MODALITIES, Grid, MediaRoute, MicroBatch, TowerWork, grid_name
 
 POSITIONS: Final = "position_ids"  # in the media of a prepared row: int64 [3, 1, T]
-BALANCE: Final = "model.encoder_data_balance"
-# What features are called in what a model's own code gives, one row a place
-_FEATURES: Final[Mapping[str, tuple[str, ...]]] = {
-    "image": ("pooler_output", "deepstack_features"),
-    "video": ("pooler_output", "deepstack_features"),
-    "audio": ("pooler_output", "last_hidden_state"),
-}
+_LEVELS: Final = "deepstack_features"  # of further layers of a tower
 
 
 class MediaFeed:
@@ -69,8 +68,11 @@ class MediaFeed:
         self._batch: MicroBatch | None = None
         self._blank: frozenset[str] = frozenset()
         self._is_inside = False
+        self._fields = {kind: feature_fields(type(base), kind) for kind in self.kinds}
         for kind in self.kinds:
             self._bind(kind)
+        if base.config.model_type in VIDEOS_AS_IMAGES:
+            self._tell_apart()
 
     def prepare(self, batch: MicroBatch) -> MicroBatch:
         """Add what is made of a whole row, before it is split over ranks and moved.
@@ -134,8 +136,8 @@ class MediaFeed:
         return None if own is None or not ranks.is_split else [own]
 
     def _places(self, kind: str, batch: MicroBatch) -> RowPlaces:
-        is_place = batch.input_ids[0] == placeholder_id(self._base.config, kind)
-        return RowPlaces.of(is_place, self.ranks.layout, batch.bounds, self.ranks.sequence_rank)
+        mask = is_place(self._base.config, batch.media, batch.input_ids[0], kind)
+        return RowPlaces.of(mask, self.ranks.layout, batch.bounds, self.ranks.sequence_rank)
 
     @contextmanager
     def feeding(self, batch: MicroBatch) -> Iterator[dict[str, Tensor]]:
@@ -158,6 +160,8 @@ class MediaFeed:
             given |= blank_media(self._base, kind, device=batch.input_ids.device)
         inputs = {name: value for name, value in given.items() if name in self._taken}
         inputs.pop(TYPES_NAME, None)  # positions are there already
+        if MODALITY in self._taken:
+            inputs[MODALITY] = self._own_types(batch)
         if positions is not None:
             own = batch.row_index
             inputs[POSITIONS] = positions if own is None else positions[..., own[0]]
@@ -198,7 +202,8 @@ class MediaFeed:
         What comes is put together anew in any case: some models return it, and FSDP2 warns of a
         view as its unit's output.
         """
-        found = {name: getattr(output, name, None) for name in _FEATURES[kind]}
+        names = (_filled(output, self._fields[kind]), _LEVELS)
+        found = {name: getattr(output, name, None) for name in names}
         levels = {name: _levels(value) for name, value in found.items() if value is not None}
         moved = iter(self._move(kind, [level for each in levels.values() for level in each]))
         for name, each in levels.items():
@@ -215,43 +220,37 @@ class MediaFeed:
             return [level.clone() for level in levels]
         return self.ranks.bring_features([_rows(level) for level in levels], route)
 
+    def _own_types(self, batch: MicroBatch) -> Tensor:
+        """Of what kind each token here is, int64 [1, T]."""
+        types, own = batch.media.get(TYPES_NAME), batch.row_index
+        if types is None:
+            return torch.zeros_like(batch.input_ids)
+        types = pad(types, (0, batch.bounds[-1] - types.shape[-1]))  # as its row got some since
+        return types if own is None else types[..., own[0]]
 
-def refuse_unfeedable(model: PreTrainedModel) -> None:
-    """Stop before a model whose media do not take the place of tokens.
+    def _tell_apart(self) -> None:
+        """Let types say which places are whose where images and videos have one token."""
+        feed = self
+        name = "get_placeholder_mask"
+        own: Callable[..., Any] = getattr(self._base, name)
 
-    Raises:
-        ConfigError: With the reason.
-    """
-    base = base_of(model)
-    source = inspect.getsource(inspect.unwrap(type(base).forward))
-    reason = ""
-    if not media_kinds(model):
-        reason = "it has no get_image_features to ask for them"
-    elif "masked_scatter" not in source:
-        reason = "its media do not take the place of tokens"
-    elif "block_sequence_ids" in source or "token_type_ids=token_type_ids" in source:
-        reason = "tokens of an image see those behind them, and packed attention has no such mask"
-    if reason:
-        raise ConfigError(
-            key="model.config_path",
-            problem=f"{type(model).__name__} cannot be trained on media in packed rows: {reason}",
-            fix="choose another model, or train its text with model.class_path: SFTModule",
-        )
+        def masks(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if feed._batch is None:
+                return own(*args, **kwargs)
+            types = feed._own_types(feed._batch)[..., None]
+            return types == TYPES["image"], types == TYPES["video"]
+
+        setattr(self._base, name, MethodType(masks, self._base))
 
 
-def refuse_unbalanced(model: PreTrainedModel) -> None:
-    """Stop before a model whose images do not say what they cost.
+def feature_rows(base: PreTrainedModel, kind: str, output: Any) -> int:
+    """How many places features take, as a model's own code gave them."""
+    field = _filled(output, feature_fields(type(base), kind))
+    return sum(len(_rows(level)) for level in _levels(getattr(output, field)))
 
-    Raises:
-        ConfigError: With what to do.
-    """
-    if not grid_kinds(model):
-        raise ConfigError(
-            key=BALANCE,
-            problem=f"{type(model).__name__} has no images or videos whose grids say what each "
-            "costs and which features are its own",
-            fix="leave it out",
-        )
+
+def _filled(output: Any, fields: Sequence[str]) -> str:
+    return next(name for name in fields if getattr(output, name, None) is not None)
 
 
 def _rows(features: Tensor) -> Tensor:
@@ -272,7 +271,12 @@ def _levels(value: Any) -> list[Tensor]:
 
 
 def _as_given(value: Any, levels: list[Tensor]) -> Any:
-    """The inverse of `_levels`, with one part in all."""
+    """The inverse of `_levels`, with one part in all.
+
+    A tensor has as many dimensions as it had: models flatten the first ones, or go through them.
+    """
     if isinstance(value, Tensor):
-        return levels[0]
+        (level,) = levels
+        more = value.ndim - level.ndim
+        return level.reshape(*[1] * more, *level.shape) if more else level
     return [(level,) for level in levels] if _is_nested(value) else (levels[0],)

@@ -7,6 +7,8 @@ transformers names them alike in all its models: `get_encoder` and `get_decoder`
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +28,12 @@ AUDIO: Final = "audio_tower"
 def features_name(kind: str) -> str:
     """The method of a base model that turns one kind of media into embeddings."""
     return f"get_{kind}_features"
+
+
+def asked_of_features(base: PreTrainedModel, kind: str) -> Mapping[str, inspect.Parameter]:
+    """What a base model's own code wants to know of one kind of media."""
+    code: Any = getattr(type(base), features_name(kind))
+    return inspect.signature(inspect.unwrap(code)).parameters
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -35,7 +35,7 @@ from omnilit.models.flops import ModelFlops, count_adapter_flops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.lora import AdaptedModel, AdapterPlan, adapt, fill_adapters, plan_adapters
-from omnilit.models.media import refuse_unbalanced
+from omnilit.models.media_fit import refuse_spread, refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
 from omnilit.models.media_ranks import MediaRanks
 from omnilit.models.recompute import enable_recomputation
@@ -281,12 +281,15 @@ def _ready_towers(
     """Leave towers as they are where the run asks for it; returns where they lie, and their cost.
 
     Raises:
-        ConfigError: The model has no such tower, or none whose work can be shared.
+        ConfigError: The model has no such tower, none whose work can be shared, or ranks cannot
+            agree on what of it runs.
     """
     if binding.media is None:
         return None, None
     if request.balances_media:
         refuse_unbalanced(model)
+    if topology.data_size > 1:
+        refuse_spread(model)
     binding.media.is_shared = topology.sizes.world_size > 1
     binding.media.ranks = MediaRanks.of(topology, is_balanced=request.balances_media)
     towers, train = Towers.of(model), request.train

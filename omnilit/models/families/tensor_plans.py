@@ -54,6 +54,7 @@ _PLANS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
         "apertus": _APERTUS,
         "gpt_oss": _GPT_OSS,
+        "qwen3_omni_moe_text": _HEAD_NORMS,
         "qwen3_vl_text": _QWEN3_VL,
         "qwen3_vl_moe_text": _HEAD_NORMS,
     }

@@ -23,6 +23,15 @@ KEPT_PARTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 # Families whose pixels have a dimension of the images of a sequence in front: [1, images, ...]
 NESTED_IMAGES: Final = frozenset({"idefics2", "idefics3", "smolvlm"})
 
+# Families whose patches lie in a list, each as a small picture [channels, side, side]
+SQUARE_PATCHES: Final = frozenset({"kimi_k25", "paddleocr_vl"})
+
+# Families whose videos take the places of the token of images, so that only types tell them apart
+VIDEOS_AS_IMAGES: Final = frozenset({"glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga"})
+
+# Towers that are told the sizes of pictures, which not all models ask for that may hold one
+SIZED_IMAGES: Final = frozenset({"pixtral"})
+
 # Families whose grids say what an image or a video costs: a patch attends to its own frame, and of
 # `spatial_merge_size` squared patches one feature comes, in order. Their items can change ranks.
 GRID_FAMILIES: Final = frozenset(

@@ -15,7 +15,8 @@ from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.models.bind import bind_kernels
-from omnilit.models.media import MediaFeed, refuse_unbalanced
+from omnilit.models.media import MediaFeed
+from omnilit.models.media_fit import refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
 from omnilit.models.media_ranks import MediaRanks
 from omnilit.types import StepStamp
