@@ -85,7 +85,8 @@ fla: $(FLA_VENV)/.installed
 	$(TEST_ENV) $(FLA_VENV)/bin/python -m pytest -q tests/fla/without_gpu.py
 	$(TEST_ENV) $(FLA_VENV)/bin/python -m pytest -q tests/fla/interpreted.py
 
-# Every causal language model of transformers, which writes docs/models.md; quarter of an hour on two cores
+# Every causal language model of transformers and every one with towers, which writes docs/models.md
+# and docs/vision-language-models.md; half an hour on two cores
 sweep: setup
 	PYTHONPATH=. $(TEST_ENV) $(BIN)/python -m tests.sweep
 

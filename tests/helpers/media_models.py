@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omnilit.models.architecture import choose_towers
 from omnilit.types import IGNORE, MicroBatch, Origin
-from tests.helpers.models import BASE, VOCAB
+from tests.helpers.models import BASE, VOCAB, random_labels
 
 IMAGE, VIDEO, SOUND, START, END, SOUND_START, SOUND_END = range(VOCAB - 8, VOCAB - 1)
 PATCH, MERGE, BINS = 4, 2, 16
@@ -323,10 +323,8 @@ def pack(samples: Sequence[MediaSample], *, seed: int = 0, keep: float = 0.7) ->
     ids = torch.cat([one.ids for one in samples])[None]
     lengths = [len(one.ids) for one in samples]
     bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    labels = torch.full_like(ids, IGNORE)
-    labels[:, :-1] = ids[:, 1:]
-    labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)) >= keep] = IGNORE
-    labels[0, [end - 1 for end in bounds[1:]]] = IGNORE
+    generator = torch.Generator().manual_seed(seed)
+    labels = random_labels(ids, bounds, keep=keep, generator=generator)
     names = dict.fromkeys(name for one in samples for name in one.media)
     media = {name: _join([s.media[name] for s in samples if name in s.media]) for name in names}
     if media:

@@ -155,6 +155,17 @@ def tiny(name: str, *, seed: int = 0, **over: Any) -> hf.PreTrainedModel:
     return model.train()
 
 
+def random_labels(
+    ids: Tensor, bounds: Sequence[int], *, keep: float, generator: torch.Generator
+) -> Tensor:
+    """The next tokens of packed ones [1, T], a share `keep` of them, none from the next segment."""
+    labels = torch.full_like(ids, IGNORE)
+    labels[:, :-1] = ids[:, 1:]
+    labels[torch.rand(labels.shape, generator=generator) >= keep] = IGNORE
+    labels[0, [end - 1 for end in bounds[1:]]] = IGNORE
+    return labels
+
+
 def packed_batch(
     lengths: Sequence[int], *, seed: int = 0, keep: float = 0.7, vocab: int = VOCAB
 ) -> MicroBatch:
@@ -162,10 +173,7 @@ def packed_batch(
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, vocab, (1, sum(lengths)), generator=generator)
     bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    labels = torch.full_like(ids, IGNORE)
-    labels[:, :-1] = ids[:, 1:]
-    labels[torch.rand(labels.shape, generator=generator) >= keep] = IGNORE
-    labels[0, [end - 1 for end in bounds[1:]]] = IGNORE
+    labels = random_labels(ids, bounds, keep=keep, generator=generator)
     return MicroBatch(
         input_ids=ids,
         labels=labels,

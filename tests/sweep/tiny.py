@@ -1,4 +1,4 @@
-"""A tiny configuration of any causal language model that transformers has.
+"""A tiny configuration of any causal language model that transformers has, or one with towers.
 
 The default configuration of an architecture is shrunk field by field: what is a size gets a small
 one, lists with an entry a layer keep one layer of each kind, and the rest stays as it is.
@@ -13,8 +13,13 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 VOCAB: Final = 128
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 4, 2, 8, 2
@@ -35,14 +40,17 @@ _NAMES: Final = (
             "hidden_size d_model n_embd emb_dim embedding_dim embedding_size word_embed_proj_dim "
             "input_embedding_size output_embedding_size attention_hidden_size lru_width "
             "dim_model_base adapter_input_size adapter_in_dim adapter_out_dim hidden_dim "
-            "query_pre_attn_scalar swa_hidden_size d_embed"
+            "query_pre_attn_scalar swa_hidden_size d_embed out_hidden_size text_hidden_size "
+            "output_dim embed_dim projection_dim encoder_hidden_size mm_hidden_size "
+            "downsample_hidden_size projector_hidden_size projection_hidden_size"
         ),
     ),
     (
         48,
         (
             "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim ffn_hidden_size dff dim_ff "
-            "d_inner feed_forward_size intermediate_size_mlp dense_intermediate_size"
+            "d_inner feed_forward_size intermediate_size_mlp dense_intermediate_size "
+            "projector_intermediate_size"
         ),
     ),
     (
@@ -80,9 +88,11 @@ _NAMES: Final = (
             "attention_window_size expert_head_dim index_block_size"
         ),
     ),
+    (64, ("num_position_embeddings pos_emb_height pos_emb_width")),
     (
         16,
         (
+            "image_size num_mel_bins "
             "qk_head_dim q_lora_rank kv_lora_rank o_lora_rank laurel_rank adapter_rank "
             "gated_norm_rank d_rel rel_extent attention_head_dim mamba_dt_rank time_step_rank "
             "hc_lowrank"
@@ -96,6 +106,7 @@ _NAMES: Final = (
             "num_layers_per_stack num_blocks"
         ),
     ),
+    (4, ("patch_size")),
     (
         EXPERTS,
         ("num_experts num_local_experts n_routed_experts moe_num_experts zero_expert_num"),
@@ -117,7 +128,7 @@ _NAMES: Final = (
     ),
     (
         0,
-        ("num_nextn_predict_layers num_kv_shared_layers pad_token_id"),
+        ("num_nextn_predict_layers num_kv_shared_layers pad_token_id insert_layer_id"),
     ),
 )
 SIZES: Final = {name: size for size, names in _NAMES for name in names.split()}
@@ -137,20 +148,15 @@ _FILLED: Final = frozenset(
         *("indexer_head_dim", "indexer_budget", "indexer_compress_ratio"),
     }
 )
+# Lists of another length than there are layers
+_LISTS: Final[Mapping[str, list[Any]]] = {
+    "fullatt_block_indexes": [1],
+    "deepstack_visual_indexes": [0],
+    "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]],
+}
 _CHANCE: Final = re.compile(r"drop|jitter|noise")  # what makes two runs differ
 _OUTSIDE: Final = -2  # a token that the small vocabulary does not have
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-
-def architectures() -> list[str]:
-    """What transformers has, in order."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-
-def class_of(model_type: str) -> str:
-    """The class of models of an architecture."""
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
-    return name if isinstance(name, str) else name[0]
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
@@ -160,7 +166,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
         Exception: Whatever the configuration's own code raises about it.
     """
     known = CONFIG_MAPPING[model_type]
-    config = known(**{**_shrunk(known()), **_EXTRA.get(model_type, {})})
+    config = known(**_shrunk(known(), _EXTRA.get(model_type, {})))
     for part in _parts(config):
         for name, value in vars(part).items():
             if _CHANCE.search(name) and isinstance(value, float):
@@ -175,14 +181,23 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
             yield from _parts(value)
 
 
-def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields of a default configuration that are made smaller, with their new values."""
+def _shrunk(config: PreTrainedConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a default configuration that are made smaller, with their new values.
+
+    Args:
+        config: Of the whole model or a part.
+        extra: What is given instead; of parts likewise.
+    """
     fields = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     kept = _kept_layers(config)
     small: dict[str, Any] = {}
     for name, value in fields.items():
-        if isinstance(value, PreTrainedConfig):
-            small[name] = type(value)(**_shrunk(value))
+        if _is_part(value):
+            small[name] = type(value)(**_shrunk(value, extra.get(name, {})))
+        elif name in _LISTS and value is not None:
+            small[name] = _LISTS[name]
+        elif isinstance(value, list | tuple) and name in ("image_size", "patch_size"):
+            small[name] = [SIZES[name]] * len(value)
         elif isinstance(value, list) and kept is not None and len(value) == _num_layers(config):
             small[name] = [_small_entry(name, value[layer]) for layer in kept]
         elif isinstance(value, dict) and name.startswith("rope_"):
@@ -193,8 +208,21 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
             small[name] = SIZES[name]
         elif isinstance(value, int) and not isinstance(value, bool):
             small[name] = _small_size(name, value, fields, kept)
-    taken = [name for name in fields if name.endswith("_token_id") and small.get(name) == _OUTSIDE]
-    return small | {name: number + 2 for number, name in enumerate(taken)}
+    taken = [name for name in fields if _is_token(name) and small.get(name) == _OUTSIDE]
+    whole = {
+        name: value
+        for name, value in extra.items()
+        if name not in fields or not _is_part(fields[name])
+    }
+    return small | {name: number + 2 for number, name in enumerate(taken)} | whole
+
+
+def _is_token(name: str) -> bool:
+    return name.endswith(("_token_id", "_token_index", "im_start_id", "im_end_id", "im_newline_id"))
+
+
+def _is_part(value: object) -> bool:
+    return isinstance(value, PreTrainedConfig)
 
 
 def _small_size(
@@ -204,7 +232,7 @@ def _small_size(
         return _kv_heads(fields, value)
     if name in _LAYERS and kept is not None:
         return len(kept)
-    if name.endswith("_token_id") and name not in SIZES:
+    if _is_token(name) and name not in SIZES:
         return value if value < VOCAB else _OUTSIDE
     return min(value, SIZES.get(name, value))
 
@@ -260,9 +288,73 @@ _SWA: Final = {
 }
 _GEMMA4: Final = {"top_k_experts": TOP_K, "moe_intermediate_size": 24}
 _ROPE: Final = {"rope_type": "default", "rope_theta": 10000.0}
+_SECTIONS: Final = {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1]}}}
+_WHOLE: Final = {
+    "text_config": {
+        "rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+    }
+}
 # What the sizes above do not say
 _EXTRA: Final[Mapping[str, dict[str, Any]]] = {
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
     "bamba": _MAMBA,
+    "cohere_compass": {
+        "text_config": {
+            "rope_parameters": {"full_attention": {**_ROPE, "mrope_section": [2, 1, 1]}}
+        }
+    },
+    "chameleon": {"vocabulary_map": {"<image>": 2, "IMGIMGAZ": 3}},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"]},
+        "vision_config": {
+            "sam_config": {"downsample_channels": [HIDDEN, HIDDEN], "global_attn_indexes": [0, 1]}
+        },
+    },
+    "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [0, 1]}},
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 2,
+            "<|extra_200|>": 3,
+            **{f"<|visual token {n:06}|>": 10 + n for n in range(8)},
+        },
+        "vq_config": {
+            "codebook_size": 8,
+            "base_channels": HIDDEN,
+            "channel_multiplier": [1, 1],
+            "attn_resolutions": [],
+        },
+    },
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}}},
+    "glm46v": _WHOLE,
+    "glm4v": _WHOLE,
+    "glm4v_moe": _WHOLE,
+    "glm5_next": {"text_config": {"index_kpool": 4}},
+    "glm_ocr": _WHOLE,
+    "glmga": _WHOLE,
+    "lfm2_vl": {"text_config": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "muse_spark": {"audio_config": {"num_hidden_layers": 4}},
+    "diffusion_gemma": {"text_config": {"num_experts": EXPERTS, **_GEMMA4}},
+    "granite4_vision": {
+        "vision_config": {"hidden_size": 64},
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "1/2",
+        "spatial_target_layers": [1],
+    },
+    "hunyuan_vl": _SECTIONS,
+    "paddleocr_vl": _SECTIONS,
+    "qwen2_5_omni_thinker": {**_SECTIONS, "vision_start_token_id": 10, "vision_end_token_id": 11},
+    "qwen2_5_vl": _SECTIONS,
+    "qwen2_vl": _SECTIONS,
+    "qwen3_omni_moe_thinker": {**_SECTIONS, "vision_start_token_id": 10, "vision_end_token_id": 11},
+    "qwen3_5": _WHOLE,
+    "qwen3_5_moe": _WHOLE,
+    "qwen3_vl": _SECTIONS,
+    "qwen3_vl_moe": _SECTIONS,
+    "vipllava": {"vision_feature_layer": [-1, -2, 0, 1, 2]},
+    "minicpm_ocr": {"image_token_id": 2, "video_token_id": 3},
+    "minicpmv4_6": {"image_token_id": 2, "video_token_id": 3},
+    "minicpmv4_7": {"image_token_id": 2, "video_token_id": 3},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "dbrx": {
         "attn_config": {"clip_qkv": 8.0, "kv_n_heads": KV_HEADS, "rope_theta": 10000.0},
@@ -293,14 +385,17 @@ _EXTRA: Final[Mapping[str, dict[str, Any]]] = {
 }
 
 
-def tiny_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+def tiny_model(
+    config: PreTrainedConfig, *, takes_media: bool = False, seed: int = 0
+) -> PreTrainedModel:
     """A float32 model by transformers alone, in training mode, with eager attention.
 
     Matrices are drawn wide enough for gradients that are not trivially small; norms, biases and
     the like are moved off their initial zeros and ones.
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
+    kind = AutoModelForImageTextToText if takes_media else AutoModelForCausalLM
+    model = kind.from_config(
         copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32
     )
     with torch.no_grad():

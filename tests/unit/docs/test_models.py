@@ -6,22 +6,29 @@ import pytest
 import transformers
 
 from tests.helpers.guide import DOCS
-from tests.sweep.judge import DIFFERS, EXPORT, PACKED, SHARDED
+from tests.sweep.judge import DIFFERS
 from tests.sweep.page import Verdict, has_plan, page_of, read_page, update_page
-from tests.sweep.tiny import architectures
+from tests.sweep.subject import EXPORT, LANGUAGE, PACKED, SHARDED, SUBJECTS, TOWERS
 
-PAGE = DOCS / "models.md"
-TEXT = PAGE.read_text("utf-8")
+PAGES = {subject: (DOCS / subject.page).read_text("utf-8") for subject in SUBJECTS}
+TEXT = PAGES[LANGUAGE]
 VERDICTS = read_page(TEXT)
 
 
-def test_every_architecture_of_transformers_is_on_the_page():
-    assert [verdict.model_type for verdict in VERDICTS] == architectures()
-    assert f"(transformers\n{transformers.__version__})" in TEXT
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.page)
+def test_every_architecture_of_transformers_is_on_its_page(subject):
+    text = PAGES[subject]
+    verdicts = read_page(text, subject=subject)
+    assert [verdict.model_type for verdict in verdicts] == subject.architectures()
+    assert f"(transformers {transformers.__version__})" in text.replace("\n", " ")
+    assert page_of(verdicts, subject=subject) == text  # as it was written
 
 
-def test_the_page_is_as_it_was_written():
-    assert page_of(VERDICTS) == TEXT
+def test_half_of_what_sees_trains_packed_and_sharded_and_is_exported():
+    verdicts = read_page(PAGES[TOWERS], subject=TOWERS)
+    whole = [v for v in verdicts if all(v.has(name) for name in (PACKED, SHARDED, EXPORT))]
+    assert len(whole) >= 48
+    assert not [v.model_type for v in verdicts if v.is_wrong]
 
 
 def test_a_hundred_architectures_train_packed_and_sharded_and_are_exported():
