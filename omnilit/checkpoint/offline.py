@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from omnilit.checkpoint.adapters import (
     export_adapters,
@@ -23,7 +23,9 @@ from omnilit.checkpoint.hf import choose_export_dtype, export
 from omnilit.checkpoint.save import TENSORS, read_meta
 from omnilit.checkpoint.shard_files import find_shard_files
 from omnilit.config.lora import LoraArguments
+from omnilit.data.media.processor import find_processor
 from omnilit.errors import ConfigError
+from omnilit.models.architecture import takes_media
 from omnilit.models.build import (
     build_meta,
     check_tokenizer,
@@ -81,11 +83,7 @@ def export_checkpoint(
         flag = MERGE_KEY if is_merged else BASE_KEY
         problem = f"{folder} holds a whole model and no adapters"
         raise ConfigError(key=flag, problem=problem, fix="leave it out")
-    with _about_assets():
-        config = load_model_config(str(assets), None, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(str(assets), trust_remote_code=trust_remote_code)
-        check_tokenizer(tokenizer, config)
-    own = _Writing(config, tokenizer, destination, trust_remote_code)
+    own = _Writing.of(assets, destination, trust_remote_code=trust_remote_code)
     if saved is None:
         _export_whole(folder, own, assets=assets, dtype=target)
         return target
@@ -93,18 +91,18 @@ def export_checkpoint(
     beside = trained_beside if base is None else str(base)
     if not is_merged:
         plan, tensors = own.read_adapters(folder, lora)
-        export_adapters(plan, tensors, tokenizer, destination, dtype=target, base=beside)
+        export_adapters(plan, tensors, own.tokenizer, destination, dtype=target, base=beside)
         return target
     if dtype == "auto":  # as if the model had been trained whole
-        target = choose_export_dtype(dtype, config=config, is_loaded=True, master=torch.float32)
+        target = choose_export_dtype(dtype, config=own.config, is_loaded=True, master=torch.float32)
     plan, tensors = own.read_adapters(folder, lora)
     with _about(BASE_KEY, "name the model that the adapters were trained beside"):
         export_merged(
             plan,
             tensors,
-            tokenizer,
+            own.tokenizer,
             destination,
-            config=config,
+            config=own.config,
             base=beside,
             dtype=target,
             trust_remote_code=trust_remote_code,
@@ -117,9 +115,22 @@ class _Writing:
     """What every export of a model needs."""
 
     config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin
     destination: Path
     trust_remote_code: bool
+
+    @classmethod
+    def of(cls, assets: Path, destination: Path, *, trust_remote_code: bool) -> _Writing:
+        """From what lies beside a model; of one that sees its processor, too."""
+        path = str(assets)
+        with _about_assets():
+            config = load_model_config(path, None, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+            check_tokenizer(tokenizer, config)
+            processor = None
+            if takes_media(config):
+                processor = find_processor(path, trust_remote_code=trust_remote_code)
+        return cls(config, processor or tokenizer, destination, trust_remote_code)
 
     def read_adapters(
         self, folder: Path, lora: LoraArguments

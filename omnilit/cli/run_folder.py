@@ -119,7 +119,7 @@ class RunFolder(Callback):
 def _write_assets(folder: Path, module: OmniModule) -> None:
     """What an export of the model holds beside the weights, for one that is made later."""
     module.model_config.save_pretrained(folder)
-    module.tokenizer.save_pretrained(folder)
+    (module.processor or module.tokenizer).save_pretrained(folder)
     shards = module.shard_files
     index = None if shards is None else shards.path.read_bytes()
     for name in (GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME):

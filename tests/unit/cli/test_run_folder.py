@@ -16,7 +16,9 @@ from transformers import GenerationConfig
 from omnilit.checkpoint.layout import find_latest, publish, stage, step_folder
 from omnilit.checkpoint.manifest import files_below, seal_files
 from omnilit.cli.run_folder import RunFiles, RunFolder
+from omnilit.data.media.processor import find_processor
 from omnilit.errors import CheckpointError, ConfigError
+from tests.helpers.processors import build_processor
 
 
 class Assets:
@@ -43,11 +45,16 @@ def start(
     config: Any = None,
     error: BaseException | None = None,
     model_path: str | None = None,
+    processor: Any = None,
 ) -> None:
     """What Lightning calls when a run begins, and when it ends."""
     trainer: Any = SimpleNamespace(is_global_zero=True, fast_dev_run=int(trial), loggers=loggers)
     module: Any = SimpleNamespace(
-        shard_files=None, model_config=Assets(error), tokenizer=Assets(), model_path=model_path
+        shard_files=None,
+        model_config=Assets(error),
+        tokenizer=Assets(),
+        processor=processor,
+        model_path=model_path,
     )
     written = config or {"train": {"seed": 1}}
     folder = RunFolder(RunFiles(out, written, {}, load_path=load_path, is_overwrite=overwrite))
@@ -214,6 +221,12 @@ def test_the_models_own_generation_settings_lie_beside_its_configuration(tmp_pat
     assert GenerationConfig.from_pretrained(assets).top_k == 7
     start(tmp_path / "run")  # another model, which has none
     assert not (assets / "generation_config.json").exists()
+
+
+def test_the_processor_of_a_model_that_sees_lies_beside_its_configuration(tmp_path):
+    start(tmp_path, processor=build_processor())
+    found = find_processor(str(tmp_path / "model_assets"))
+    assert type(found).__name__ == "Qwen3VLProcessor"
 
 
 def test_the_folder_is_given_back_after_the_last_write_into_it(tmp_path):
