@@ -9,9 +9,10 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
+from omnilit.data.media.pictures import find_factor
+
 WIDTH: Final = 380  # pixels
 PADDING: Final = 12
-MIN_SIDE: Final = 96  # smaller pictures are enlarged by whole factors
 FONT_SIZE: Final = 15
 LINE: Final = 20  # pixels from one line of text to the next
 COLUMNS: Final = 40  # characters of a line
@@ -47,7 +48,7 @@ def draw_card(
 
 
 def _enlarge(picture: Image.Image) -> Image.Image:
-    factor = max(1, MIN_SIDE // max(picture.size))
+    factor = find_factor(picture)
     size = (picture.width * factor, picture.height * factor)
     return picture if factor == 1 else picture.resize(size, Image.Resampling.NEAREST)
 

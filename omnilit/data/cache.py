@@ -178,6 +178,17 @@ class TokenDataset:
         """Travel as a path."""
         return open_prepared, (str(self.path), self.source, self._files)
 
+    def media_table(self) -> pa.Table:
+        """The media of all samples in order: `sample` (its index), `kind`, `plan`, `num_tokens`."""
+        tables = []
+        for start, batch in zip([0, *self._ends.tolist()], self._batches, strict=False):
+            column: Any = batch.column("media")
+            owners = column.value_parent_indices().to_numpy().astype(np.int64)
+            found = column.flatten()
+            columns = {name: found.field(name) for name in ("kind", "plan", "num_tokens")}
+            tables.append(pa.table({"sample": owners + start, **columns}))
+        return pa.concat_tables(tables)
+
     def column(self, name: str) -> npt.NDArray[Any]:
         """A column of numbers of `SCHEMA`, one a sample; nulls become -1."""
         columns = [batch.column(name) for batch in self._batches]

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from omnilit.tools.data_report import PartReport
 
 PNG: Final = "data_lengths.png"
+OWN: Final = ("show", "html", "png", "decode")  # flags of the verb
 USAGE: Final = f"""\
-usage: omnilit data --config FILE [--show N] [--html FILE] [--png [FILE]] [--path.to.field VALUE]
+usage: omnilit data --config FILE [--show N] [--html FILE] [--png [FILE]] [--decode]
+                    [--path.to.field VALUE]
 
 Reads and tokenises the data of a training configuration as `fit` would, and tells what it found:
 records, tokens, lengths, packing, duplicates, and every record that cannot be used. The tokens
@@ -34,6 +36,8 @@ stay in the cache, where `fit` finds them. Nothing is written to output_dir.
                 colour, or in [[double brackets]] where the output is no terminal
   --html FILE   write the same, samples included, as one page
   --png [FILE]  write the histogram; without a name to {PNG} beside the page, or here
+  --decode      decode every image, video and sound, to find those that are damaged behind their
+                heads, where training would meet them only later
 
 Exits with 2 where `fit` would refuse the data: a bad record without data.silent_exception, or more
 of them than data.max_bad_fraction.
@@ -49,12 +53,14 @@ class Request:
         num_shown: Samples to print.
         html: Where to write the page; None for no page.
         png: Where to write the histogram; None for none.
+        is_decoded: Whether all media are decoded.
     """
 
     command: Command
     num_shown: int = 0
     html: Path | None = None
     png: Path | None = None
+    is_decoded: bool = False
 
 
 def run(argv: Sequence[str]) -> int:
@@ -74,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
     # imported only now: a wrong setting is told at once
     from omnilit.tools.data_load import load_data
 
-    found = load_data(view, num_shown=request.num_shown)
+    found = load_data(view, num_shown=request.num_shown, is_decoded=request.is_decoded)
     write_outputs(request, found, Console(highlight=False))
     refusals = find_refusals(
         found.parts,
@@ -92,7 +98,7 @@ def parse_request(argv: Sequence[str]) -> Request:
         ConfigError: A flag without its value or with a wrong one; all of them together.
     """
     command = read_command(argv)
-    own = {name: words for name, words in command.flags if name in ("show", "html", "png")}
+    own = {name: words for name, words in command.flags if name in OWN}
     problems: list[Problem] = []
     if command.is_print_config:
         fix = "use omnilit fit --print_config"
@@ -106,10 +112,12 @@ def parse_request(argv: Sequence[str]) -> Request:
     if "png" in own:
         beside = html.parent if html else Path()
         png = Path(take_value(own, "png", str, problems)) if own["png"] else beside / PNG
+    if own.get("decode"):
+        problems.append(Problem("--decode", "takes no value", "write it alone, or leave it out"))
     if problems:
         raise ConfigError.of(problems)
     flags = tuple(flag for flag in command.flags if flag[0] not in own)
-    return Request(replace(command, flags=flags), shown, html, png)
+    return Request(replace(command, flags=flags), shown, html, png, "decode" in own)
 
 
 def help_text(command: Command) -> str:
@@ -172,4 +180,7 @@ def find_refusals(
             found.append(f"{count}, and data.silent_exception is false")
         elif bad > max_bad_fraction * records:
             found.append(f"{count}, more than data.max_bad_fraction {max_bad_fraction:g}")
+        if part.num_damaged and not is_silent:
+            number = f"{part.num_damaged:,} images, videos or sounds"
+            found.append(f"{part.title}: {number} cannot be decoded, where training would stop")
     return found

@@ -13,10 +13,12 @@ import numpy as np
 from omnilit.cli.fitting import read_config
 from omnilit.config.class_rules import NUMBER
 from omnilit.config.data import micro_batch_tokens
+from omnilit.config.media import read_media_config
 from omnilit.config.view import View
 from omnilit.data.batches import WorkerSettings
 from omnilit.data.cache import TokenDataset, open_prepared
 from omnilit.data.evaluation import BUFFER_SIZE
+from omnilit.data.media.processor import MediaProcessor, check_hearing, find_processor
 from omnilit.data.mixing import MixedSamples, MixOrder
 from omnilit.data.multisource import Mixture, SourceSpec
 from omnilit.data.packing import PassPlan, PlanSettings, first_fit_buffered
@@ -31,6 +33,7 @@ from omnilit.models.build import check_tokenizer, load_model_config, load_tokeni
 from omnilit.models.class_labels import class_names
 from omnilit.modules.data_requests import find_mixture, prepare_requests, read_text_keys
 from omnilit.modules.datamodule import check_positions
+from omnilit.tools.data_media import count_media, find_damaged
 from omnilit.tools.data_report import MAX_LISTED, Ints, Packing, PartReport, PassShare, SourceData
 from omnilit.tools.data_view import ShownSample, describe_sample, spread
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NOTHING: Final = np.zeros(0, np.int64)
+SEES: Final = "model.encoder_data_balance"  # a field of tasks that take media, and of no other
 KEYS: Final = {"train": "data.train_path", "eval": "data.eval_path"}
 
 
@@ -76,7 +80,7 @@ class _Packed(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def load_data(view: View, *, num_shown: int = 0) -> Loaded:
+def load_data(view: View, *, num_shown: int = 0, is_decoded: bool = False) -> Loaded:
     """Prepare and measure the data that a checked configuration names.
 
     Bad records are left out, counted and listed, whatever `data.silent_exception` says.
@@ -84,16 +88,19 @@ def load_data(view: View, *, num_shown: int = 0) -> Loaded:
     Args:
         view: The values, from `make_data_view`.
         num_shown: Samples of the training data to decode, spread evenly over it.
+        is_decoded: Decode all images, videos and sounds, to find those that are damaged.
 
     Raises:
         ConfigError: The data, the tokenizer or the template cannot be found or used.
         DataError: A file cannot be read.
     """
-    tokenizer = load_view_tokenizer(view)
-    parts = [_load_part(view, name, tokenizer) for name, key in KEYS.items() if view[key]]
+    tokenizer, media = load_view_tokenizer(view), load_view_media(view)
+    parts = [_load_part(view, name, tokenizer, media) for name, key in KEYS.items() if view[key]]
+    if is_decoded and media is not None:
+        parts = [_find_damaged(part, media) for part in parts]
     samples: list[ShownSample] = []
     if num_shown and tokenizer is not None:
-        samples = _decode_samples(parts[0].datasets, num_shown, tokenizer, view)
+        samples = _decode_samples(parts[0].datasets, num_shown, tokenizer, view, media)
     return Loaded(tuple(part.report for part in parts), tuple(samples))
 
 
@@ -107,20 +114,41 @@ def load_view_tokenizer(view: View) -> PreTrainedTokenizerBase | None:
         return None
     config_path, model_path = view["model.config_path"], view["model.model_path"]
     is_trusted = view["model.trust_remote_code"]
-    path = view["model.tokenizer_path"] or config_path or model_path
+    tokenizer = load_tokenizer(_tokenizer_folder(view), trust_remote_code=is_trusted)
+    if config_path or model_path:
+        config = load_model_config(config_path, model_path, trust_remote_code=is_trusted)
+        check_tokenizer(tokenizer, config)
+        check_positions(view["data.max_seq_len"], config, is_loud=True)
+    return tokenizer
+
+
+def load_view_media(view: View) -> MediaProcessor | None:
+    """The model's processor, with the checks of a run; None of a task that takes text alone.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    if SEES not in view:
+        return None
+    folder, is_trusted = _tokenizer_folder(view), view["model.trust_remote_code"]
+    processor = find_processor(folder, trust_remote_code=is_trusted)
+    if processor is None:
+        return None
+    media = MediaProcessor(processor, read_media_config(view["data.mm_configs"]))
+    check_hearing(media)
+    return media
+
+
+def _tokenizer_folder(view: View) -> str:
+    paths = (view[f"model.{name}_path"] for name in ("tokenizer", "config", "model"))
+    path = next((path for path in paths if path), None)
     if path is None:
         raise ConfigError(
             key="model.tokenizer_path",
             problem="neither tokenizer_path, config_path nor model_path is given",
             fix="give the folder of the tokenizer",
         )
-    folder = Path(path).parent if Path(path).expanduser().is_file() else path
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=is_trusted)
-    if config_path or model_path:
-        config = load_model_config(config_path, model_path, trust_remote_code=is_trusted)
-        check_tokenizer(tokenizer, config)
-        check_positions(view["data.max_seq_len"], config, is_loud=True)
-    return tokenizer
+    return str(Path(path).parent if Path(path).expanduser().is_file() else path)
 
 
 def list_requests(view: View, name: str) -> tuple[Mixture | None, list[PrepareRequest]]:
@@ -152,7 +180,11 @@ def list_requests(view: View, name: str) -> tuple[Mixture | None, list[PrepareRe
     )
 
 
-def prepare_or_skip(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase) -> PreparedInfo:
+def prepare_or_skip(
+    request: PrepareRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    media: MediaProcessor | None = None,
+) -> PreparedInfo:
     """`prepare` as `fit` would, so that it finds the tokens; with bad records left out if need be.
 
     Raises:
@@ -160,10 +192,11 @@ def prepare_or_skip(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase)
     """
     if not request.silent_exception:
         try:
-            return prepare(request, tokenizer)
+            return prepare(request, tokenizer, media=media)
         except DataError:  # what is wrong is told of every record, not of the first one
             pass
-    return prepare(replace(request, silent_exception=True, max_bad_fraction=1.0), tokenizer)
+    patient = replace(request, silent_exception=True, max_bad_fraction=1.0)
+    return prepare(patient, tokenizer, media=media)
 
 
 def scan_bad(
@@ -189,9 +222,14 @@ def scan_bad(
     return num_records, num_bad, tuple(first)
 
 
-def _load_part(view: View, name: str, tokenizer: PreTrainedTokenizerBase | None) -> _Part:
+def _load_part(
+    view: View,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    media: MediaProcessor | None,
+) -> _Part:
     mixture, requests = list_requests(view, name)
-    sources = [_load_source(request, tokenizer) for request in requests]
+    sources = [_load_source(request, tokenizer, media) for request in requests]
     datasets = [source.dataset for source in sources if source.dataset is not None]
     packed = _Packed()
     if len(datasets) == len(sources):
@@ -206,6 +244,13 @@ def _load_part(view: View, name: str, tokenizer: PreTrainedTokenizerBase | None)
         failures=tuple(source.failure for source in sources if source.failure is not None),
     )
     return _Part(report, datasets)
+
+
+def _find_damaged(part: _Part, media: MediaProcessor) -> _Part:
+    found = [bad for dataset in part.datasets for bad in find_damaged(dataset, media)]
+    listed = tuple(found[:MAX_LISTED])
+    report = replace(part.report, damaged=listed, num_damaged=len(found))
+    return replace(part, report=report)
 
 
 def _transform_settings(view: View) -> TransformSettings:
@@ -233,13 +278,17 @@ def _find_classes(view: View) -> tuple[str, ...] | None:
         return None  # neither names nor number are given: then any number is a class
 
 
-def _load_source(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase | None) -> _Source:
+def _load_source(
+    request: PrepareRequest,
+    tokenizer: PreTrainedTokenizerBase | None,
+    media: MediaProcessor | None,
+) -> _Source:
     if tokenizer is None:
         return _scan_source(request, DiffusionCheck())
     try:
-        info = prepare_or_skip(request, tokenizer)
+        info = prepare_or_skip(request, tokenizer, media)
     except DataError as error:
-        source = _scan_source(request, build_transform(request.transform, tokenizer))
+        source = _scan_source(request, build_transform(request.transform, tokenizer, media))
         return replace(source, failure=str(error))
     dataset = open_prepared(info["path"], request.source, info["files"])
     kind = request.transform.data_type
@@ -256,6 +305,7 @@ def _load_source(request: PrepareRequest, tokenizer: PreTrainedTokenizerBase | N
         num_bad=info["num_bad"],
         labels=_read_labels(dataset) if kind == "classification" else None,
         pair_starts=dataset.column("pair_start").astype(np.int64) if kind == "dpo" else None,
+        media=() if media is None else count_media(dataset, media),
     )
     return _Source(data, dataset, tuple(islice(read_bad(info), MAX_LISTED)))
 
@@ -348,12 +398,13 @@ def _decode_samples(
     num_shown: int,
     tokenizer: PreTrainedTokenizerBase,
     view: View,
+    media: MediaProcessor | None,
 ) -> list[ShownSample]:
     if not datasets:
         return []
     samples = MixedSamples(datasets, [dataset.source for dataset in datasets])
     has_class = view["data.data_type"] == "classification"
     return [
-        describe_sample(index + 1, samples[index], tokenizer, has_class=has_class)
+        describe_sample(index + 1, samples[index], tokenizer, has_class=has_class, media=media)
         for index in spread(num_shown, len(samples.lengths))
     ]

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omnilit.data.quarantine import BadRecord
+from omnilit.tools.data_media import HEADER as MEDIA_HEADER
+from omnilit.tools.data_media import MediaCount, media_rows, merge_counts
 from omnilit.tools.histogram import Histogram, bin_lengths, count_classes
 
 Ints = npt.NDArray[np.int64]
@@ -51,6 +53,7 @@ class SourceData:
         num_bad: Records that cannot be used.
         labels: Class ids, for classification; int64 [n].
         pair_starts: Tokens of the chosen answer's sequence, for dpo; int64 [n].
+        media: Its images, videos and sounds, by kind.
     """
 
     name: str
@@ -65,6 +68,7 @@ class SourceData:
     num_bad: int = 0
     labels: Ints | None = None
     pair_starts: Ints | None = None
+    media: tuple[MediaCount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ class PartReport:
         bad: The first bad records, at most `MAX_LISTED`.
         notes: What a reader of the numbers must know.
         failures: Why sources cannot be prepared at all.
+        damaged: Media that cannot be decoded, at most `MAX_LISTED`.
+        num_damaged: All of these; None where they were not decoded.
     """
 
     title: str
@@ -119,6 +125,8 @@ class PartReport:
     bad: tuple[BadRecord, ...] = ()
     notes: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    damaged: tuple[BadRecord, ...] = ()
+    num_damaged: int | None = None
 
     @property
     def num_records(self) -> int:
@@ -164,11 +172,12 @@ def merge_sources(sources: Sequence[SourceData]) -> SourceData:
         num_bad=sum(s.num_bad for s in sources),
         labels=_join_known([s.labels for s in sources]),
         pair_starts=_join_known([s.pair_starts for s in sources]),
+        media=merge_counts(one for s in sources for one in s.media),
     )
 
 
 def build_tables(part: PartReport) -> list[Table]:
-    """The tables of a part: records, tokens, the mixture's pass, packing, bad records."""
+    """The tables of a part: records, tokens, media, the mixture's pass, packing, bad records."""
     rows = list(part.sources)
     if len(rows) > 1:
         rows.append(merge_sources(part.sources))
@@ -176,12 +185,17 @@ def build_tables(part: PartReport) -> list[Table]:
         Table(f"{part.title}: records", RECORDS_HEADER, tuple(map(_record_row, rows))),
         Table(f"{part.title}: tokens", TOKENS_HEADER, tuple(map(_token_row, rows))),
     ]
+    if any(row.media for row in rows):
+        tables.append(_media_table(part.title, rows))
     if part.shares:
         tables.append(_share_table(part))
     if part.packing is not None:
         tables.append(_packing_table(part.title, part.packing))
     if part.bad:
-        tables.append(_bad_table(part))
+        tables.append(_bad_table(f"{part.title}: bad records", part.bad, part.num_bad))
+    if part.damaged:
+        title = f"{part.title}: damaged images, videos and sounds"
+        tables.append(_bad_table(title, part.damaged, part.num_damaged or 0))
     # where there are no tokens, as for diffusion, zeros would say nothing
     return [table for table in tables if table.header is not TOKENS_HEADER or len(part.lengths)]
 
@@ -262,10 +276,14 @@ def _packing_table(title: str, packing: Packing) -> Table:
     return Table(f"{title}: packing", ("what", "value"), tuple(rows))
 
 
-def _bad_table(part: PartReport) -> Table:
-    shown = len(part.bad)
-    more = f", the first {shown} of {part.num_bad:,}" if part.num_bad > shown else ""
-    return Table(f"{part.title}: bad records{more}", BAD_HEADER, bad_rows(part.bad))
+def _media_table(title: str, rows: Sequence[SourceData]) -> Table:
+    found = [line for row in rows for line in media_rows(row.name, row.media, row.lengths.sum())]
+    return Table(f"{title}: images, videos and sounds", MEDIA_HEADER, tuple(found))
+
+
+def _bad_table(title: str, bad: Sequence[BadRecord], number: int) -> Table:
+    more = f", the first {len(bad)} of {number:,}" if number > len(bad) else ""
+    return Table(f"{title}{more}", BAD_HEADER, bad_rows(bad))
 
 
 def bad_rows(records: Sequence[BadRecord]) -> tuple[tuple[str, ...], ...]:

@@ -12,6 +12,9 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.text import Text
 
+from omnilit.data.media.pictures import Picture, draw_media
+from omnilit.data.media.places import show_places
+from omnilit.data.media.processor import MediaProcessor
 from omnilit.logging import format_table
 from omnilit.tools.data_report import (
     BAD_HEADER,
@@ -55,6 +58,7 @@ class ShownSample:
         num_targets: Those that are trained.
         parts: Title and pieces; two parts for a preference pair, else one without a title.
         label: The class, for classification.
+        pictures: Of its images, videos and sounds.
     """
 
     number: int
@@ -63,6 +67,7 @@ class ShownSample:
     num_targets: int
     parts: tuple[tuple[str, tuple[Piece, ...]], ...]
     label: int | None = None
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def heading(self) -> str:
@@ -79,7 +84,12 @@ def spread(num_shown: int, num_samples: int) -> list[int]:
 
 
 def describe_sample(
-    number: int, sample: Sample, tokenizer: PreTrainedTokenizerBase, *, has_class: bool = False
+    number: int,
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    has_class: bool = False,
+    media: MediaProcessor | None = None,
 ) -> ShownSample:
     """Decode a sample for showing.
 
@@ -88,8 +98,10 @@ def describe_sample(
         sample: What training would get.
         tokenizer: Of the model.
         has_class: True where the last label is a class and no token.
+        media: Of a model that takes media, which are drawn; the first place of each is shown.
     """
-    pieces = _pieces(sample, tokenizer)
+    shown = sample if media is None or not sample.media else show_places(sample, media)
+    pieces = _pieces(shown, tokenizer)
     if sample.pair_start is None:
         parts = (("", tuple(piece for _, piece in pieces)),)
     else:
@@ -100,7 +112,8 @@ def describe_sample(
         )
     num_targets = int((token_weights(sample) > 0).sum())
     label = int(sample.labels[-1]) if has_class else None
-    return ShownSample(number, sample.origin, len(sample), num_targets, parts, label)
+    pictures = draw_media(sample.media, sample.origin)
+    return ShownSample(number, sample.origin, len(sample), num_targets, parts, label, pictures)
 
 
 def token_weights(sample: Sample) -> npt.NDArray[np.float32]:
@@ -136,6 +149,8 @@ def show_samples(samples: Sequence[ShownSample], console: Console) -> None:
     _say(console, f"supervised text is {marked}; {{0.5}} behind it is a weight other than 1\n")
     for sample in samples:
         _say(console, sample.heading, style="bold")
+        for picture in sample.pictures:
+            _say(console, f"({escape_controls(picture.caption)})")
         for title, pieces in sample.parts:
             if title:
                 _say(console, f"--- {title} ---", style="bold")

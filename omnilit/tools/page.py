@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from omnilit.data.media.pictures import Picture, encode_picture, find_factor
 from omnilit.errors import ConfigError
 from omnilit.tools.data_report import Table
 from omnilit.tools.data_view import Piece, ShownSample, escape_controls
@@ -37,6 +38,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.4rem 0; color: v
   font: 13px/1.6 ui-monospace, monospace; }
 mark { color: inherit; background: var(--trained); color: var(--text); border-radius: 3px;
   box-shadow: 0 0 0 1px var(--mark); }
+.media { display: flex; flex-wrap: wrap; gap: 0.6rem 1rem; align-items: end; margin: 0.4rem 0; }
+.media img { display: block; max-width: 100%; height: auto; border-radius: 3px; }
+.media .tiny { image-rendering: pixelated; }
+.media p { margin: 0; max-width: 24rem; color: var(--soft); font-size: 0.8rem;
+  overflow-wrap: anywhere; }
 .special { font-style: italic; opacity: 0.75; } .weight { color: var(--mark); }
 """
 SAMPLES_LEGEND: Final = (
@@ -54,7 +60,10 @@ def build_document(title: str, body: str, *, style: str = "", script: str = "") 
         script: JavaScript, run when the page is there.
     """
     run = f"'sha256-{_digest(script)}'" if script else "'none'"
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {run}; base-uri 'none'"
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src {run}; img-src data:; "
+        "base-uri 'none'"
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -113,7 +122,28 @@ def render_sample(sample: ShownSample) -> str:
         + f"<pre>\n{_text(pieces)}</pre>"
         for title, pieces in sample.parts
     ]
-    return f'<div class="sample"><h3>{escape(sample.heading)}</h3>{"".join(parts)}</div>'
+    head = f"<h3>{escape(sample.heading)}</h3>{render_pictures(sample.pictures)}"
+    return f'<div class="sample">{head}{"".join(parts)}</div>'
+
+
+def render_pictures(pictures: Sequence[Picture]) -> str:
+    """Pictures with their captions beside each other; nothing of none."""
+    shown = "".join(
+        f"<div>{_image(one)}<p>{escape(escape_controls(one.caption))}</p></div>" for one in pictures
+    )
+    return f'<div class="media">{shown}</div>' if shown else ""
+
+
+def _image(picture: Picture) -> str:
+    """The picture within the page itself; small ones enlarged, as squares."""
+    if picture.image is None:
+        return ""
+    data, ending = encode_picture(picture.image)
+    factor = find_factor(picture.image)
+    kind = ' class="tiny"' if factor > 1 else ""
+    width, height = (factor * side for side in picture.image.size)
+    source = f"data:image/{ending};base64,{base64.b64encode(data).decode()}"
+    return f'<img{kind} src="{source}" width="{width}" height="{height}" alt="">'
 
 
 def _text(pieces: Sequence[Piece]) -> str:

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from omnilit.tools.page import build_document
 from omnilit.tools.report.page import build_page
@@ -17,6 +18,7 @@ from tests.helpers.runs import write_lines, write_run
 
 pytestmark = pytest.mark.timeout(180)
 EVIL = "<img src=x onerror=alert(1)>"
+PICTURE, COLOUR = f"{'0a' * 8}.png", (210, 30, 160)
 # Chooses and points as a reader would, and keeps what is to be seen after each step
 STEPS = """
 const chart = document.querySelector(".chart"), svg = chart.querySelector("svg");
@@ -68,7 +70,10 @@ def page(tmp_path_factory):
     doubled = [{**(line := json.loads(text)), "loss": 2 * line["loss"]} for text in lines]
     (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in doubled))
     asked = {"step": 5, "prompt": f"{EVIL} asked", "expected": "", "completion": "said by one"}
-    write_lines(one / "eval_samples.jsonl", [asked])
+    seen = [{"caption": f"image {EVIL}", "file": PICTURE}]
+    write_lines(one / "eval_samples.jsonl", [{**asked, "media": seen}])
+    (one / "eval_media").mkdir()
+    Image.new("RGB", (32, 16), COLOUR).save(one / "eval_media" / PICTURE)
     file = folder / "report.html"
     file.write_text(build_page(read_runs([one, other])))
     return file
@@ -91,17 +96,19 @@ def test_the_page_runs_its_script_and_nothing_is_blocked_or_fails(page):
     shown = show(page)
     assert shown.complaints == []
     assert shown.dom.count('<div class="tip">') == shown.dom.count("<figure") == 10
-    assert "<img" not in shown.dom
+    assert shown.dom.count("<img") == 1
+    assert '<img class="tiny" src="data:image/png;base64,' in shown.dom
     assert "said by one" in shown.dom
 
 
 def test_the_console_would_tell_of_an_error_and_of_a_foreign_script(tmp_path):
-    foreign = "<script>document.title = 'taken'</script>"
+    foreign = "<script>document.title = 'taken'</script><img src='x.png'>"
     (tmp_path / "x.html").write_text(build_document("x", foreign, script="noSuchFunction();"))
     shown = show(tmp_path / "x.html")
     assert "<title>x</title>" in shown.dom
-    blocked, failed = shown.complaints
-    assert "Content Security Policy" in blocked
+    *blocked, failed = shown.complaints
+    assert len(blocked) == 2
+    assert all("Content Security Policy" in one for one in blocked)
     assert "noSuchFunction is not defined" in failed
 
 
@@ -167,3 +174,9 @@ def test_a_picture_shows_two_curves_in_light_and_in_dark(page, tmp_path, scheme,
     for colour in colours:
         is_curve = find_colour(pixels[700:, :683], colour)  # the left charts, below the tables
         assert is_curve.any(axis=0).sum() > 500  # from one end of the plot to the other
+
+
+def test_a_picture_of_a_sample_is_drawn_as_large_as_it_is_to_be_seen(page, tmp_path):
+    pixels = take_picture(page, tmp_path / "page.png", LIGHT, size=(1366, 4000))
+    is_picture = np.abs(pixels.astype(int) - COLOUR).max(axis=-1) <= 2
+    assert (is_picture.any(axis=0).sum(), is_picture.any(axis=1).sum()) == (96, 48)

@@ -20,6 +20,7 @@ from omnilit.errors import OmniError
 from omnilit.types import Medium, Origin
 
 SIDE: Final = 160  # pixels of a picture's longer side
+MIN_SIDE: Final = 96  # to which smaller pictures are enlarged where they are shown
 NUM_FRAMES: Final = 4
 GAP: Final = 4  # pixels between frames
 WAVE: Final = (240, 60)  # width and height
@@ -27,6 +28,7 @@ WAVE_RATE: Final = 8_000  # samples a second that a wave is drawn from
 BACK: Final = (255, 255, 255)
 INK: Final = (47, 111, 180)
 JPEG_QUALITY: Final = 80
+SMALL: Final = 4_096  # bytes that a picture may always have
 MAX_PICTURES: Final = 6  # of one sample
 
 
@@ -57,14 +59,23 @@ def draw_media(media: Sequence[Medium], origin: Origin) -> tuple[Picture, ...]:
     return tuple(drawn)
 
 
+def find_factor(image: Image.Image) -> int:
+    """By how much a picture is enlarged, so that it can be seen: 1 but for small ones."""
+    return max(1, MIN_SIDE // max(image.size))
+
+
 def encode_picture(image: Image.Image) -> tuple[bytes, str]:
-    """A picture as a file, PNG or JPEG, whichever is smaller; and the ending of its name."""
-    files: list[tuple[bytes, str]] = []
-    for name, kwargs in (("png", {}), ("jpeg", {"quality": JPEG_QUALITY})):
-        buffer = io.BytesIO()
-        image.save(buffer, name, **kwargs)
-        files.append((buffer.getvalue(), name))
-    return min(files, key=lambda file: len(file[0]))
+    """A picture as a file, and the ending of its name: PNG, or JPEG for what is large in that."""
+    data = _save(image, "png")
+    if len(data) <= SMALL or len(coarse := _save(image, "jpeg")) >= len(data):
+        return data, "png"
+    return coarse, "jpeg"
+
+
+def _save(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": JPEG_QUALITY} if kind == "jpeg" else {}))
+    return buffer.getvalue()
 
 
 def _draw_each(media: Sequence[Medium], origin: Origin) -> Iterator[Picture]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
+
+from omnilit.checkpoint.layout import EVAL_MEDIA
+from omnilit.data.media.pictures import Picture
 from omnilit.tools.data_view import escape_controls
+from omnilit.tools.page import render_pictures
 
 MAX_STEPS: Final = 4  # evaluations of a prompt that are shown, of any number
 MAX_PROMPTS: Final = 12
+MAX_SIDE: Final = 2_000  # pixels; ours are far smaller
+NAME: Final = re.compile(r"[0-9a-f]{16}\.(png|jpeg)")
+Pictures = tuple[tuple[str, Path | None], ...]
 TEXTS: Final = ("prompt", "expected", "completion")
 
 
@@ -24,11 +33,13 @@ class Answer:
         prompt: As the model read it.
         expected: How it goes on in the data.
         completions: By step, ascending; the step is None where `validate` knew of none.
+        pictures: Of what was seen or heard with the prompt: the caption of each and its file.
     """
 
     prompt: str
     expected: str
     completions: tuple[tuple[int | None, str], ...]
+    pictures: Pictures = ()
 
 
 def read_answers(file: Path, notes: list[str]) -> tuple[Answer, ...]:
@@ -40,7 +51,7 @@ def read_answers(file: Path, notes: list[str]) -> tuple[Answer, ...]:
     """
     if not file.is_file():
         return ()
-    said: dict[tuple[str, str], dict[int | None, str]] = {}
+    said: dict[tuple[str, str, Pictures], dict[int | None, str]] = {}
     num_unreadable = 0
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         line = _parse(text)
@@ -48,12 +59,18 @@ def read_answers(file: Path, notes: list[str]) -> tuple[Answer, ...]:
             num_unreadable += 1
             continue
         prompt, expected, completion = (line[name] for name in TEXTS)
-        said.setdefault((prompt, expected), {})[line["step"]] = completion
+        pictures = tuple(_find_pictures(line.get("media"), file.with_name(EVAL_MEDIA)))
+        said.setdefault((prompt, expected, pictures), {})[line["step"]] = completion
     if num_unreadable:
         notes.append(f"{file.name}: lines left out that cannot be read: {num_unreadable:,}")
     return tuple(
-        Answer(*asked, tuple(sorted(found.items(), key=lambda one: (one[0] is None, one[0] or 0))))
-        for asked, found in list(said.items())[:MAX_PROMPTS]
+        Answer(
+            prompt,
+            expected,
+            tuple(sorted(found.items(), key=lambda one: (one[0] is None, one[0] or 0))),
+            pictures,
+        )
+        for (prompt, expected, pictures), found in list(said.items())[:MAX_PROMPTS]
     )
 
 
@@ -86,7 +103,30 @@ def _render(answer: Answer) -> str:
     body = "".join(
         f"<h3>{title}</h3><pre>\n{escape(escape_controls(text))}</pre>" for title, text in parts
     )
-    return f'<div class="sample">{body}</div>'
+    pictures = render_pictures([_open_picture(*one) for one in answer.pictures])
+    return f'<div class="sample">{pictures}{body}</div>'
+
+
+def _find_pictures(media: object, folder: Path) -> Iterator[tuple[str, Path | None]]:
+    """Captions and files of a line; of a file only its own name counts."""
+    for one in media if isinstance(media, list) else ():
+        match one:
+            case {"caption": str(caption), "file": str(name)} if NAME.fullmatch(name):
+                yield caption, folder / name
+            case {"caption": str(caption)}:
+                yield caption, None
+
+
+def _open_picture(caption: str, file: Path | None) -> Picture:
+    if file is None:
+        return Picture(caption)
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            if max(image.size) > MAX_SIDE:
+                return Picture(f"{caption}: {file.name} is too large to be shown")
+            return Picture(caption, image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError):
+        return Picture(f"{caption}: {file.name} cannot be read")
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from omnilit.data.prepare import PrepareRequest
 from omnilit.data.readers import parse_row, read_rows
 from omnilit.data.transforms import Transform, build_transform
 from omnilit.errors import ConfigError, DataError, OmniError
-from omnilit.tools.data_load import list_requests, load_view_tokenizer
+from omnilit.tools.data_load import list_requests, load_view_media, load_view_tokenizer
 from omnilit.tools.data_view import ShownSample, describe_sample
 from omnilit.tools.report.runs import Run
 from omnilit.tools.report.settings import FILE as CONFIG
@@ -103,15 +103,15 @@ def read_samples(folder: Path, num_shown: int) -> Iterator[ShownSample]:
             problem="these records are not tokenised, so there is no text to mark",
             fix="look at the files",
         )
-    has_class = view["data.data_type"] == "classification"
+    media, has_class = load_view_media(view), view["data.data_type"] == "classification"
     _, requests = list_requests(view, "train")
     shares = [len(range(i, num_shown, len(requests))) for i in range(len(requests))]
     number = 0
     for request, share in zip(requests, shares, strict=True):
-        transform = build_transform(request.transform, tokenizer)
+        transform = build_transform(request.transform, tokenizer, media)
         for sample in islice(_encode_rows(request, transform), share):
             number += 1
-            yield describe_sample(number, sample, tokenizer, has_class=has_class)
+            yield describe_sample(number, sample, tokenizer, has_class=has_class, media=media)
 
 
 def _encode_rows(request: PrepareRequest, transform: Transform) -> Iterator[Sample]:

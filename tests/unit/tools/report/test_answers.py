@@ -1,4 +1,7 @@
+import shutil
+
 import pytest
+from PIL import Image
 
 from omnilit.tools.report.answers import Answer, choose_steps, read_answers, render_answers
 from tests.helpers.markup import parse
@@ -54,3 +57,22 @@ def test_a_section_shows_texts_as_they_are():
     assert structure.texts["pre"].count(EVIL) == 2
     assert "\nright" in structure.texts["pre"]
     assert render_answers("run", ()) == ""
+
+
+def test_answers_to_the_same_words_about_other_images_stand_apart(tmp_path):
+    Image.new("RGB", (32, 16), (9, 99, 9)).save(tmp_path / "a.png")
+    (tmp_path / "eval_media").mkdir()
+    names = [f"{digit * 16}.png" for digit in "abc"]
+    for name in names[:2]:
+        shutil.copy(tmp_path / "a.png", tmp_path / "eval_media" / name)
+    files = [*names, "../a.png", str(tmp_path / "a.png")]
+    media = [[{"caption": f"image {n}", "file": name}] for n, name in enumerate(files)]
+    lines = [{**line(step), "media": one} for step in (1, 2) for one in media]
+    lines += [{**line(1), "media": odd} for odd in (3, ["x"], [{"file": "b"}])]
+    answers = read_answers(write_lines(tmp_path / "eval_samples.jsonl", lines), [])
+    assert [len(answer.completions) for answer in answers] == [2, 2, 2, 2, 2, 1]
+    html = render_answers("run", answers)
+    assert html.count('<img class="tiny" src="data:image/png;base64,') == 2
+    assert 'width="96" height="48"' in html
+    assert f"image 2: {names[2]} cannot be read" in html
+    assert html.count("<p>image 3</p>") == html.count("<p>image 4</p>") == 1  # no file of others
