@@ -65,8 +65,10 @@ dist: setup
 check: lint types
 	$(BIN)/lint-imports
 
+# Two at a time of the tests that run in one process, one of those that start ranks of their own
 test: setup browser
-	$(PYTEST)
+	$(PYTEST) --numprocesses 2 --dist worksteal tests/arch tests/unit
+	$(PYTEST) --ignore tests/arch --ignore tests/unit --durations 20 tests
 
 invariant: setup
 	PYTHONPATH=. $(PYTEST) -m slow -s tests/invariant
