@@ -47,8 +47,8 @@ class StepAccount:
         """
         stamp = self.begin(batch.stamp)
         self.meter.add(terms, batch)
-        if flops is not None:
-            self.meter.count(FLOPS, flops)
+        # ranks and micro-batches of unknown cost count as well, under the same name on all ranks
+        self.meter.count(FLOPS, math.nan if flops is None else flops)
         if batch.tower_work is not None:
             for name, work in batch.tower_work._asdict().items():
                 self.meter.count(WORK + name, work)
@@ -95,6 +95,7 @@ class StepAccount:
         """
         stamp = self._stamp
         assert stamp is not None, "a step has at least one micro-batch"
+        flops = totals.counts[FLOPS]
         return StepResult(
             step=step,
             epoch=epoch,
@@ -108,7 +109,7 @@ class StepAccount:
             skipped_steps=self._skipped_steps,
             source_tokens=totals.source_tokens,
             source_losses=totals.source_means,
-            flops=totals.counts.get(FLOPS),
+            flops=None if math.isnan(flops) else flops,
             shown={**totals.shown, **_spread_of_work(totals.counts)},
         )
 
