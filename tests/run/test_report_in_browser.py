@@ -179,4 +179,4 @@ def test_a_picture_shows_two_curves_in_light_and_in_dark(page, tmp_path, scheme,
 def test_a_picture_of_a_sample_is_drawn_as_large_as_it_is_to_be_seen(page, tmp_path):
     pixels = take_picture(page, tmp_path / "page.png", LIGHT, size=(1366, 4000))
     is_picture = np.abs(pixels.astype(int) - COLOUR).max(axis=-1) <= 2
-    assert (is_picture.any(axis=0).sum(), is_picture.any(axis=1).sum()) == (96, 48)
+    assert (is_picture.any(axis=0).sum(), is_picture.any(axis=1).sum()) == (192, 96)

@@ -20,7 +20,8 @@ from omnilit.errors import OmniError
 from omnilit.types import Medium, Origin
 
 SIDE: Final = 160  # pixels of a picture's longer side
-MIN_SIDE: Final = 96  # to which smaller pictures are enlarged where they are shown
+MIN_HEIGHT: Final = 96  # to which smaller pictures are enlarged where they are shown,
+MAX_WIDTH: Final = 480  # but no wider than this
 NUM_FRAMES: Final = 4
 GAP: Final = 4  # pixels between frames
 WAVE: Final = (240, 60)  # width and height
@@ -61,7 +62,7 @@ def draw_media(media: Sequence[Medium], origin: Origin) -> tuple[Picture, ...]:
 
 def find_factor(image: Image.Image) -> int:
     """By how much a picture is enlarged, so that it can be seen: 1 but for small ones."""
-    return max(1, MIN_SIDE // max(image.size))
+    return max(1, min(MIN_HEIGHT // image.height, MAX_WIDTH // image.width))
 
 
 def encode_picture(image: Image.Image) -> tuple[bytes, str]:

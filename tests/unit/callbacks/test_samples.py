@@ -199,7 +199,7 @@ def test_images_of_prompts_are_kept_once_and_shown_with_question_and_answers(
         for event in events.Images(name)
     ]
     red = (cards[0] == (250, 0, 0)).all(axis=-1)
-    assert red.sum() == 96 * 48  # enlarged by a whole factor
+    assert red.sum() == 192 * 96  # enlarged by a whole factor
     # the first is answered rightly at step 4, and nothing else ever
     right = [bool((card == (28, 107, 42)).all(axis=-1).any()) for card in cards]
     assert right == [False, True, False, False]

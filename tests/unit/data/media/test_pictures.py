@@ -9,7 +9,15 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omnilit.data.media.pictures import BACK, GAP, INK, WAVE, draw_media, encode_picture
+from omnilit.data.media.pictures import (
+    BACK,
+    GAP,
+    INK,
+    WAVE,
+    draw_media,
+    encode_picture,
+    find_factor,
+)
 from omnilit.data.media.places import show_places
 from omnilit.types import IGNORE, Medium, Origin, Sample
 from tests.helpers.processors import media_processor, write_image
@@ -92,3 +100,10 @@ def test_of_each_medium_the_first_place_is_shown():
     assert shown.labels.tolist() == [IGNORE] * 4 + [3]
     shown = show_places(Sample(ids, labels, Origin("", "", 1), media=(two, one, one)), media)
     assert shown.input_ids.tolist() == [1, place, place, 2, place, 3]
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [((32, 32), 3), ((140, 32), 3), ((300, 2), 1), ((160, 90), 1), ((1, 97), 1)]
+)
+def test_small_pictures_are_enlarged_as_far_as_there_is_room(size, factor):
+    assert find_factor(Image.new("RGB", size)) == factor

@@ -73,6 +73,6 @@ def test_answers_to_the_same_words_about_other_images_stand_apart(tmp_path):
     assert [len(answer.completions) for answer in answers] == [2, 2, 2, 2, 2, 1]
     html = render_answers("run", answers)
     assert html.count('<img class="tiny" src="data:image/png;base64,') == 2
-    assert 'width="96" height="48"' in html
+    assert 'width="192" height="96"' in html
     assert f"image 2: {names[2]} cannot be read" in html
     assert html.count("<p>image 3</p>") == html.count("<p>image 4</p>") == 1  # no file of others
