@@ -15,6 +15,7 @@ from transformers.processing_utils import ProcessorMixin
 from omnilit.checkpoint.layout import publish, stage, staging_of
 from omnilit.checkpoint.manifest import files_below, seal_files
 from omnilit.checkpoint.shard_files import ShardFiles, exported_tensors
+from omnilit.checkpoint.whole_files import WholeFiles
 from omnilit.config.ranges import EXPORT_DTYPES
 from omnilit.errors import CheckpointError, ConfigError
 from omnilit.models.build import build_meta
@@ -29,7 +30,7 @@ def export(
     dtype: torch.dtype,
     generation_config: GenerationConfig | None = None,
     trust_remote_code: bool = False,
-    shards: ShardFiles | None = None,
+    shards: ShardFiles | WholeFiles | None = None,
 ) -> None:
     """Write a Hugging Face folder that appears whole or not at all; rank 0 calls.
 

@@ -22,10 +22,11 @@ from omnilit.checkpoint.dcp import load_model
 from omnilit.checkpoint.hf import choose_export_dtype, export
 from omnilit.checkpoint.save import TENSORS, read_meta
 from omnilit.checkpoint.shard_files import find_shard_files
+from omnilit.checkpoint.whole_files import find_whole_files
 from omnilit.config.lora import LoraArguments
 from omnilit.data.media.processor import find_processor
 from omnilit.errors import ConfigError
-from omnilit.models.architecture import takes_media
+from omnilit.models.architecture import part_of_whole, takes_media
 from omnilit.models.build import (
     build_meta,
     check_tokenizer,
@@ -124,7 +125,8 @@ class _Writing:
         """From what lies beside a model; of one that sees its processor, too."""
         path = str(assets)
         with _about_assets():
-            config = load_model_config(path, None, trust_remote_code=trust_remote_code)
+            read = load_model_config(path, None, trust_remote_code=trust_remote_code)
+            config = part_of_whole(read)
             tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
             check_tokenizer(tokenizer, config)
             processor = None
@@ -143,7 +145,8 @@ class _Writing:
 def _export_whole(folder: Path, own: _Writing, *, assets: Path, dtype: torch.dtype) -> None:
     with _about_assets():
         model = build_meta(own.config, dtype=dtype, trust_remote_code=own.trust_remote_code)
-        shards = find_shard_files(None, str(assets), lambda: model)
+        whole = find_whole_files(str(assets))
+        shards = whole or find_shard_files(None, str(assets), lambda: model)
     materialize(model, torch.device("cpu"))
     load_model(folder / TENSORS, model, name=NAME)
     export(

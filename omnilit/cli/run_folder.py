@@ -26,6 +26,7 @@ from omnilit.checkpoint.layout import (
 )
 from omnilit.checkpoint.lock import RunLock
 from omnilit.checkpoint.save import saved_step
+from omnilit.checkpoint.shard_files import ShardFiles
 from omnilit.checkpoint.together import run_together
 from omnilit.models.build import load_generation_config
 from omnilit.modules import OmniModule
@@ -121,7 +122,7 @@ def _write_assets(folder: Path, module: OmniModule) -> None:
     module.model_config.save_pretrained(folder)
     (module.processor or module.tokenizer).save_pretrained(folder)
     shards = module.shard_files
-    index = None if shards is None else shards.path.read_bytes()
+    index = shards.path.read_bytes() if isinstance(shards, ShardFiles) else None
     for name in (GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME):
         (folder / name).unlink(missing_ok=True)  # of another model that was here
     if index is not None:

@@ -39,12 +39,16 @@ def choose_language_model(config: PreTrainedConfig) -> None:
         config.architectures = None if kind is None else [kind.__name__]
 
 
-def choose_towers(config: PreTrainedConfig) -> None:
+def choose_towers(config: PreTrainedConfig) -> PreTrainedConfig:
     """Make the configuration name its class that takes images, videos or sounds beside text.
+
+    Returns:
+        The same, or of a whole the part that is trained: an omni model's thinker.
 
     Raises:
         ConfigError: It has none.
     """
+    config = _trained_part(config)
     kind = _tower_class(config)
     if kind is None:
         raise ConfigError(
@@ -54,6 +58,17 @@ def choose_towers(config: PreTrainedConfig) -> None:
             "with model.class_path: SFTModule",
         )
     config.architectures = [kind.__name__]
+    return config
+
+
+def part_of_whole(config: PreTrainedConfig) -> PreTrainedConfig:
+    """What is trained of a whole whose other parts speak, with its class; others as they are."""
+    return config if _trained_part(config) is config else choose_towers(config)
+
+
+def _trained_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    found: PreTrainedConfig | None = getattr(config, "thinker_config", None)
+    return config if found is None else found
 
 
 def name_of(config: PreTrainedConfig) -> str:

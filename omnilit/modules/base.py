@@ -20,6 +20,7 @@ from typing_extensions import override
 from omnilit.checkpoint.data_state import seed_random
 from omnilit.checkpoint.hf import choose_export_dtype
 from omnilit.checkpoint.shard_files import ShardFiles
+from omnilit.checkpoint.whole_files import WholeFiles
 from omnilit.config import (
     LoraArguments,
     OpsImplementationConfig,
@@ -225,7 +226,7 @@ class OmniModule(LightningModule):
         return self._tokenizer
 
     @cached_property
-    def shard_files(self) -> ShardFiles | None:
+    def shard_files(self) -> ShardFiles | WholeFiles | None:
         """Which tensor of an export goes into which file; None where no index says it."""
         return plan_files(
             self.model_config,

@@ -13,6 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from omnilit.checkpoint.adapters import export_adapters
 from omnilit.checkpoint.hf import export
 from omnilit.checkpoint.shard_files import ShardFiles, find_shard_files
+from omnilit.checkpoint.whole_files import WholeFiles, find_whole_files
 from omnilit.errors import OmniError
 from omnilit.models.build import build_meta, load_generation_config
 from omnilit.models.lora import AdaptedModel
@@ -25,12 +26,16 @@ def plan_files(
     index_path: str | None,
     model_path: str | None,
     trust_remote_code: bool,
-) -> ShardFiles | None:
+) -> ShardFiles | WholeFiles | None:
     """The files of all exports of a run, known before its first step.
+
+    Where training starts from an omni model with its talker, exports have both again.
 
     Raises:
         ConfigError: The index that was named cannot be read, or lacks tensors of the model.
     """
+    if index_path is None and (whole := find_whole_files(model_path)) is not None:
+        return whole
     return find_shard_files(
         index_path,
         model_path,
@@ -47,7 +52,7 @@ def export_together(
     dtype: torch.dtype,
     model_path: str | None,
     trust_remote_code: bool,
-    shards: ShardFiles | None,
+    shards: ShardFiles | WholeFiles | None,
     adapted: AdaptedModel | None,
     is_writer: bool,
 ) -> None:

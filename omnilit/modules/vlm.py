@@ -59,8 +59,7 @@ class VLMModule(SFTModule):
 
     @override
     def _choose_model(self, config: PretrainedConfig) -> PretrainedConfig:
-        choose_towers(config)
-        return config
+        return choose_towers(config)
 
     @override
     def _model_request(self) -> ModelRequest:

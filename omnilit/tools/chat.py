@@ -32,7 +32,7 @@ from omnilit.config import InferArguments
 from omnilit.data.messages import ASSISTANT, Conversation, Turn
 from omnilit.data.records import to_question
 from omnilit.errors import CheckpointError, ConfigError, DataError
-from omnilit.models.architecture import takes_media
+from omnilit.models.architecture import part_of_whole, takes_media
 from omnilit.models.build import stop_tokens
 from omnilit.models.gpu_packages import without_fla
 from omnilit.tools.questions import KEY, QuestionReader, open_reader
@@ -182,7 +182,7 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def _load_model(path: str) -> PreTrainedModel:
     try:
         with _hidden_progress(), without_fla():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            config = part_of_whole(AutoConfig.from_pretrained(path, trust_remote_code=False))
             kind = AutoModelForImageTextToText if takes_media(config) else AutoModelForCausalLM
             loaded: object = kind.from_pretrained(
                 path,
