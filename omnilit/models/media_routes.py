@@ -112,7 +112,7 @@ def build_route(
     starts = list(accumulate((item.num_patches for item in of_row), initial=0))
     spans = [(starts[item.number], item.num_patches) for item in passed]
     pixels = None
-    if len(grids) > 1:
+    if any(item.rank // seat.per_row != item.row for item in items):  # all ranks find the same
         by_target = ((item.rank // seat.per_row, item.num_patches) for item in passed)
         by_source = ((item.row, item.num_patches) for item in looked_at)
         pixels = RowCounts(_add_up(by_target, len(grids)), _add_up(by_source, len(grids)))

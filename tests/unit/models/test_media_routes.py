@@ -97,3 +97,14 @@ def test_each_rank_gets_the_features_of_its_tokens_in_their_order(
     for rank, own in zip(ranks, expected, strict=True):
         found = rank.rows if rank.route.own is None else rank.rows[rank.route.own]
         assert torch.equal(found, own)
+
+
+def test_ranks_that_gain_nothing_send_each_other_nothing():
+    alike: list[list[Grid]] = [[(1, 4, 4), (1, 8, 4)], [(1, 8, 4), (1, 4, 4)]]
+    plan = plan_towers(alike, per_row=1)
+    for row in range(2):
+        route, kept = build_route(alike, plan, Seat(row, 0, 1), merged=MERGED, places=None)
+        assert route.pixels is None
+        assert route.features is None
+        assert kept.tolist() == list(range(48))
+        assert route.order.tolist() == list(range(12))
