@@ -42,7 +42,7 @@ TWO = (
 FOUR = (
     Case("qwen3_vl", {"dp_replicate_size": 2}, rows="kinds apart"),
     Case("qwen3_vl_moe", {"ep_size": 2, "ulysses_size": 2}, rows="all"),
-    Case("qwen3_vl", rows="one image", is_balanced=True),
+    Case("qwen3_vl", {"dp_replicate_size": 2}, rows="one image", is_balanced=True),
     Case("qwen3_vl", {"ulysses_size": 2}, rows="uneven", is_balanced=True),
     Case("qwen3_5", {"cp_size": 2}, rows="uneven", is_balanced=True),
     Case("qwen2_vl", {"tp_size": 2}, rows="uneven", is_balanced=True),
