@@ -15,6 +15,7 @@ from omnilit.config.media import DEFAULT_FPS, MediaConfig, fit_size
 from omnilit.data.media.files import media_error, open_medium
 from omnilit.data.media.images import read_image, read_size
 from omnilit.data.media.processor import Clip
+from omnilit.data.media.torchcodec_frames import find_torchcodec
 from omnilit.errors import ConfigError, DataError
 from omnilit.types import Medium, Origin
 
@@ -55,7 +56,21 @@ def read_video(medium: Medium, origin: Origin, clip: Clip) -> Tensor:
     if medium.frames:
         images = [read_image(medium.frames[i], origin, clip.size) for i in clip.indices]
         return _stack([np.asarray(image) for image in images])
-    return _stack(_decode(medium, origin, clip))
+    decode = find_torchcodec()
+    if decode is None:
+        return _stack(_decode(medium, origin, clip))
+    with open_medium(medium, origin) as file:
+        try:
+            return decode(file, _times(clip), clip.size)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise media_error(
+                origin, medium, f"it cannot be decoded ({error})", "mend or remove it"
+            ) from error
+
+
+def _times(clip: Clip) -> list[float]:
+    """Seconds from the first frame until the wanted ones are due, and a little more."""
+    return [(index + 1 - LATE) / clip.fps for index in clip.indices]
 
 
 def _fit_frame(size: tuple[int, int], number: int, config: MediaConfig) -> tuple[int, int]:
@@ -95,6 +110,7 @@ def _decode(medium: Medium, origin: Origin, clip: Clip) -> list[Any]:
     """The wanted frames by their times, so that a text may name these times."""
     height, width = clip.size
     found: list[Any] = []
+    times = _times(clip)
     with opened(medium, origin) as (container, stream):
         base = stream.time_base
         start: float | None = None
@@ -103,17 +119,16 @@ def _decode(medium: Medium, origin: Origin, clip: Clip) -> list[Any]:
             time = float((frame.pts or 0) * base)
             start = time if start is None else start
             # a frame is shown until the next one is due
-            while len(found) < len(clip.indices):
-                due = start + (clip.indices[len(found)] + 1 - LATE) / clip.fps
-                if last is None or time < due:
+            while len(found) < len(times) and last is not None:
+                if time < start + times[len(found)]:
                     break
                 found.append(_to_pixels(last, height, width))
             last = frame
-            if len(found) == len(clip.indices):
+            if len(found) == len(times):
                 break
         if last is None:
             raise media_error(origin, medium, "it has no frames", "mend or remove it")
-        while len(found) < len(clip.indices):
+        while len(found) < len(times):
             found.append(_to_pixels(last, height, width))
     return found
 

@@ -1,9 +1,13 @@
 """Videos: which frames are taken, when they were, and what the model is given of them."""
 
 import json
+import logging
 import re
+import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import av
@@ -14,6 +18,7 @@ import torch
 
 from omnilit.data.collate import CollateSettings, collate
 from omnilit.data.media.processor import MediaProcessor
+from omnilit.data.media.torchcodec_frames import find_torchcodec
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.errors import DataError
 from omnilit.types import MicroBatch, Sample
@@ -57,6 +62,74 @@ def greys(batch: MicroBatch) -> list[float]:
     return (both * 255 / 4).reshape(-1).tolist()
 
 
+class StandIn:
+    """What is used of torchcodec's decoder, over PyAV."""
+
+    def __init__(self, source: Any, *, transforms: list[Any]) -> None:
+        (self.size,) = transforms
+        with av.open(source) as container:
+            self.frames = list(container.decode(video=0))
+        rate = self.frames[1].pts * self.frames[0].time_base if len(self.frames) > 1 else 1
+        self.times = [float(frame.pts * frame.time_base) for frame in self.frames]
+        end = self.times[-1] + float(rate)
+        self.metadata = SimpleNamespace(begin_stream_seconds=0.0, end_stream_seconds=end)
+
+    def get_frames_played_at(self, seconds: list[float]) -> Any:
+        height, width = self.size
+        if max(seconds) >= self.metadata.end_stream_seconds:
+            raise RuntimeError("it has ended by then")
+        places = [int(np.searchsorted(self.times, time, "right")) - 1 for time in seconds]
+        pixels = [
+            self.frames[at].to_ndarray(width=width, height=height, format="rgb24") for at in places
+        ]
+        return SimpleNamespace(data=torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2)))
+
+
+@pytest.fixture(params=["PyAV", "stand-in", "torchcodec"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What decodes frames."""
+    if request.param == "torchcodec":
+        pytest.importorskip("torchcodec", reason="torchcodec is not installed, see docs/data.md")
+    elif request.param == "PyAV":
+        monkeypatch.setitem(sys.modules, "torchcodec", None)
+        for part in ("decoders", "transforms"):
+            monkeypatch.delitem(sys.modules, f"torchcodec.{part}", raising=False)
+    else:
+        decoders, transforms = ModuleType("decoders"), ModuleType("transforms")
+        monkeypatch.setattr(decoders, "VideoDecoder", StandIn, raising=False)
+        monkeypatch.setattr(transforms, "Resize", tuple, raising=False)
+        monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+        monkeypatch.setitem(sys.modules, "torchcodec.transforms", transforms)
+    find_torchcodec.cache_clear()
+    assert (find_torchcodec() is None) == (request.param == "PyAV")
+    yield request.param
+    find_torchcodec.cache_clear()
+
+
+def test_a_torchcodec_that_does_not_run_is_told_and_pyav_decodes(monkeypatch, caplog):
+    broken = ModuleType("torchcodec")
+    monkeypatch.setitem(sys.modules, "torchcodec", broken)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)  # as where no ffmpeg is found
+    find_torchcodec.cache_clear()
+    monkeypatch.setattr(logging.getLogger("omnilit"), "propagate", True)
+    assert find_torchcodec() is None
+    assert "torchcodec is installed and does not run" in caplog.text
+    find_torchcodec.cache_clear()
+
+
+@pytest.mark.usefixtures("decoder")
+def test_a_damaged_video_names_its_record(tmp_path: Path):
+    name = write_video(tmp_path / "a.mp4", 41, 10, "libx264")
+    whole = (tmp_path / name).read_bytes()
+    media = media_processor("Qwen3VL")
+    sample, _ = run(media, tmp_path, video=name)
+    (tmp_path / name).write_bytes(whole[:700])  # since it was prepared
+    with pytest.raises(DataError, match=r"a\.mp4: it cannot be decoded"):
+        collate([sample], CollateSettings(media=media))
+
+
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("codec", ["ffv1", "libx264"])
 @pytest.mark.parametrize("settings", [{"fps": 2.0}, {"frames": 6}, {"fps": 4.0, "max_frames": 8}])
 def test_written_times_are_those_of_the_frames_that_are_seen(tmp_path, codec, settings):
