@@ -28,7 +28,7 @@ DENSE = CLASSES[0]
 def jobs_of(one: Equivalence) -> list[Job]:
     first, *others = one.members
     chosen = [first, *(m for m in others if m.name in one.quick and why_left_out(m) is None)]
-    return [Job((one.name, m.name), m, STEPS_PER_PASS) for m in chosen]
+    return [Job((one.name, m.name), m, STEPS_PER_PASS, is_seeing=one.is_seeing) for m in chosen]
 
 
 def broken_job(one: Broken) -> Job:

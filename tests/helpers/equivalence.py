@@ -24,12 +24,13 @@ from omnilit.checkpoint.dcp import load_tensors, named_state
 from omnilit.checkpoint.save import TENSORS
 from omnilit.config import TrainingArguments
 from omnilit.logging import format_table
-from omnilit.modules import OmniModule
+from omnilit.modules import OmniModule, SFTModule, VLMModule
 from omnilit.strategies import OmniStrategy
 from omnilit.testing import run_ranks
 from tests.helpers import training
 from tests.helpers.gradients import compare
 from tests.helpers.layouts import Deviation, Layout, Watcher, deviation, join_stages
+from tests.helpers.media_runs import ROW, write_ragged_questions, write_seeing_model
 from tests.helpers.members import Equivalence, sizes_of, why_left_out
 
 NUM_LONG, NUM_SHORT, BATCH = 33, 8, 8  # a pass: four whole steps, and one micro-batch of the fifth
@@ -39,6 +40,8 @@ JOBS_AT_ONCE = 5
 LOSS, GRADIENT = 1e-5, 1e-4
 Result = dict[str, Any]
 Key = tuple[str, str]
+SEEING = "seeing.jsonl"
+WORK = "encoder_load/max_over_mean"
 Cuts = frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
@@ -49,7 +52,9 @@ def write_inputs(folder: Path, classes: Iterable[Equivalence]) -> None:
     so far behind that ranks which split its sequence have none either.
     """
     for one in classes:
-        training.write_model(folder / one.name, **one.model)
+        write = write_seeing_model if one.is_seeing else training.write_model
+        write(folder / one.name, **one.model)
+    write_ragged_questions(folder / SEEING)
     draw = random.Random(0)
 
     def turn(user: tuple[int, int], answer: tuple[int, int]) -> list[dict[str, str]]:
@@ -111,6 +116,7 @@ class Job:
         layout: The member.
         steps: How many.
         is_saving: Keep a checkpoint of step `SAVED_AT`, and digests of what it holds.
+        is_seeing: As `Equivalence.is_seeing`.
         broken: Makes a context in which some mechanism does not work.
         loads: Checkpoints to load; training goes on from the last one.
     """
@@ -119,6 +125,7 @@ class Job:
     layout: Layout
     steps: int
     is_saving: bool = False
+    is_seeing: bool = False
     broken: Callable[[], AbstractContextManager[object]] = nullcontext
     loads: tuple[Path, ...] = ()
 
@@ -144,12 +151,23 @@ def _resume(folder: Path, job: Job) -> Result:
     log, _ = training.train(
         folder,
         _arguments(folder / "resumed" / "_".join(job.key), job),
-        model={"config_path": str(folder / job.key[0])},
-        data={"train_size": None},
+        **_task(folder, job),
         callbacks=(loads,),
         load_path=job.loads[-1],
     )
     return {"numbers": training.numbers(log), "states": loads.digests}
+
+
+def _task(folder: Path, job: Job) -> dict[str, Any]:
+    """Which module trains which model on what, as `training.train` takes it."""
+    data: dict[str, Any] = {"train_size": None}
+    if job.is_seeing:
+        data |= {"train_path": str(folder / SEEING), "max_seq_len": ROW}
+    return {
+        "module_class": VLMModule if job.is_seeing else SFTModule,
+        "model": {"config_path": str(folder / job.key[0]), **job.layout.model},
+        "data": data,
+    }
 
 
 def _arguments(out: Path, job: Job) -> TrainingArguments:
@@ -167,8 +185,7 @@ def _train(folder: Path, job: Job) -> Result:
     training.train(
         folder,
         _arguments(run_folder(folder, job.key), job),
-        model={"config_path": str(folder / job.key[0])},
-        data={"train_size": None},
+        **_task(folder, job),
         callbacks=(watcher, state),
     )
     return {
@@ -176,6 +193,7 @@ def _train(folder: Path, job: Job) -> Result:
         "first": watcher.first_weights,
         "gradients": watcher.gradients,
         "labels": watcher.labels,
+        "work": [result.shown for result in watcher.results if WORK in result.shown],
         "state": state.digests,
     }
 
@@ -279,6 +297,20 @@ def table(
     header = ("member", "loss, worst", "loss, mean", "gradient norm", "first gradients", "resumed")
     title = f"{one.name}: from {one.members[0].name}"
     return "\n".join([format_table(title, header, rows), *notes])
+
+
+def work_lines(results: Mapping[Key, Sequence[Result]]) -> list[str]:
+    """How even the vision tower's work was, where ranks share it: means over the steps."""
+    lines: list[str] = []
+    for (_, name), ranks in results.items():
+        if shown := ranks[0]["work"]:
+            before, after = (
+                sum(step[key] for step in shown) / len(shown) for key in (f"{WORK}_before", WORK)
+            )
+            lines.append(
+                f"  {name}: the busiest rank's tower work over the mean {before:.2f} -> {after:.2f}"
+            )
+    return lines
 
 
 class LoadsOf(Callback):

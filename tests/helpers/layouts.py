@@ -32,11 +32,13 @@ class Layout:
         name: For the table.
         num_ranks: Processes.
         over: What `training.arguments` takes for it.
+        model: Further arguments of the module.
     """
 
     name: str
     num_ranks: int
     over: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 ALONE = Layout("one process", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,15 +16,19 @@ from transformers import AutoModelForImageTextToText
 
 from omnilit.types import MicroBatch
 from tests.helpers.media_models import media_config
-from tests.helpers.processors import Family, build_processor
+from tests.helpers.processors import Family, build_processor, write_image
 
-Model = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+Model = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 PROCESSORS: Final[dict[Model, Family]] = {
     "qwen2_vl": "Qwen2VL",
     "qwen2_5_vl": "Qwen2_5_VL",
     "qwen3_vl": "Qwen3VL",
+    "qwen3_vl_moe": "Qwen3VL",
 }
 VOCAB: Final = 300
+ROW: Final = 96
+_FRAME: Final = 21  # tokens that the template adds to a question and its answer
+_SIZES: Final = ((64, 64), (64, 64), (64, 96), (96, 64), (96, 96))
 SIDE: Final = 64  # pixels: 4 places
 ANSWERS: Final = ("Red.", "It is green.", "I see blue there.")
 Seen = Counter[tuple[str, float]]
@@ -70,6 +75,33 @@ def write_questions(file: Path, number: int) -> Path:
         text = {"type": "text", "text": "What is it? "[: 1 + index % 12]}
         images = [{"type": "image", "image": name} for name in names]
         rows.append(ask(*images, text, answer=ANSWERS[index % len(ANSWERS)]))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def write_ragged_questions(file: Path) -> Path:
+    """Records of which 33 rows of `ROW` tokens are made; a third of them has no image.
+
+    27 fill one each, 12 half of one; the labels stand at their ends.
+    """
+    draw, rows = random.Random(0), []
+    for index in range(39):
+        length = draw.randint(*((65, ROW) if index < 27 else (40, ROW // 2)))
+        answer = draw.choice(ANSWERS[: 3 if index < 27 else 1])
+        length -= _FRAME + len(answer)
+        sizes = draw.choices(_SIZES, k=draw.randint(1, 5)) if index % 3 else []
+        images = []
+        for at, (height, width) in enumerate(sizes):
+            places = height * width // 32**2
+            if length <= places + 2:
+                continue
+            length -= places + 2  # with what stands around them
+            name = f"{file.stem}_{index}_{at}.png"
+            write_image(file.parent / name, height, width, seed=10 * index + at)
+            images.append({"type": "image", "image": name})
+        text = {"type": "text", "text": "".join(draw.choices("abcdefgh", k=length))}
+        rows.append(ask(*images, text, answer=answer))
+    draw.shuffle(rows)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ ACTIVATIONS: dict[str, Any] = {
 
 def _axes(name: str, num_ranks: int, **sizes: Any) -> Layout:
     return Layout(name, num_ranks, {"accelerator": sizes})
+
+
+def _balanced(layout: Layout) -> Layout:
+    """The same, where ranks look at each other's images."""
+    name = f"{layout.name}, balanced"
+    return replace(layout, name=name, model={"encoder_data_balance": True})
 
 
 DATA = (FSDP, HSDP, DDP_2, *OTHERS)
@@ -97,6 +103,23 @@ ACCUMULATION = (
     Layout("2 x 4", 1, {**PLAIN, "micro_batch_size": 2}),
     Layout("2 x 2, FSDP 2", 2, {**PLAIN, "micro_batch_size": 2}),
 )
+_SHARED_DATA = _axes("ulysses 2 x FSDP 2", 4, ulysses_size=2)
+_TWO = (FSDP, _axes("ulysses 2", 2, ulysses_size=2), _axes("ep 2", 2, ep_size=2))
+SEEING = (
+    ALONE,
+    *(FSDP, HSDP, DDP_2, Layout("FSDP 4", 4)),
+    *map(_balanced, (FSDP, HSDP, DDP_2, Layout("FSDP 4", 4), _SHARED_DATA)),
+    *(one for one in SEQUENCE if "async" not in one.name),
+    *MATRICES,
+    _balanced(_axes("tp 2 x FSDP 2", 4, tp_size=2)),
+    replace(_balanced(FSDP), name="FSDP 2, balanced, recomputed", over=RECOMPUTED),
+)
+SEEING_EXPERTS = (
+    *(ALONE, *_TWO, *map(_balanced, _TWO)),
+    _balanced(_axes("ep 2 x efsdp 2", 4, ep_size=2)),
+    _balanced(_axes("ep 2 x ulysses 2", 4, ep_size=2, ulysses_size=2)),
+    _axes("ep 2 x tp 2", 4, ep_size=2, tp_size=2),
+)
 
 
 @dataclass(frozen=True)
@@ -105,11 +128,12 @@ class Equivalence:
 
     Args:
         name: Of the class, and of the folder of its model.
-        model: Arguments of `training.write_model`.
+        model: Arguments of `training.write_model`, or of `write_seeing_model`.
         members: The first is what the others are held against.
         quick: Names of those that every run of the suite takes, the first beside them.
         is_packed: A pass ends in a step that is mostly filling, and a run goes on from another
             member's place in the data.
+        is_seeing: The model has a tower, and two of three records have images.
     """
 
     name: str
@@ -117,6 +141,7 @@ class Equivalence:
     members: tuple[Layout, ...]
     quick: frozenset[str] = field(default_factory=frozenset)
     is_packed: bool = True
+    is_seeing: bool = False
 
 
 _DENSE = (ALONE, *DATA, *SEQUENCE, *MATRICES, *STAGES, *MEMORY)
@@ -147,6 +172,20 @@ CLASSES = (
         frozenset({"pp 2, interleaved"}),
     ),
     Equivalence("unpacked", {}, ACCUMULATION, frozenset({"8 x 1"}), is_packed=False),
+    Equivalence(
+        "images",
+        {"name": "qwen3_vl"},
+        SEEING,
+        frozenset({"ulysses 2 x FSDP 2, balanced"}),
+        is_seeing=True,
+    ),
+    Equivalence(
+        "images and experts",
+        {"name": "qwen3_vl_moe"},
+        SEEING_EXPERTS,
+        frozenset({"ep 2, balanced"}),
+        is_seeing=True,
+    ),
 )
 
 

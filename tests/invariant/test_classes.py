@@ -23,6 +23,7 @@ from tests.helpers.equivalence import (
     saved,
     splits_tokens,
     table,
+    work_lines,
     write_inputs,
 )
 from tests.helpers.layouts import Deviation
@@ -33,60 +34,66 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 Results = dict[Key, list[Result]]
 
 
+@pytest.fixture(scope="module", params=CLASSES, ids=[one.name for one in CLASSES])
+def one(request: pytest.FixtureRequest) -> Equivalence:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("classes")
-    write_inputs(folder, CLASSES)
+def folder(one: Equivalence, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("class")
+    write_inputs(folder, [one])
     return folder
 
 
 def jobs_of(one: Equivalence) -> list[Job]:
     members = [member for member in one.members if why_left_out(member) is None]
-    return [Job((one.name, m.name), m, STEPS, is_saving=True) for m in members]
+    return [
+        Job((one.name, m.name), m, STEPS, is_saving=True, is_seeing=one.is_seeing) for m in members
+    ]
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    jobs = [job for one in CLASSES for job in jobs_of(one)]
-    return run_jobs(folder, jobs, tmp_path=tmp_path_factory.mktemp("ranks"))
+def trained(one: Equivalence, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_jobs(folder, jobs_of(one), tmp_path=tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
-def loads(folder: Path, trained: Results) -> dict[Key, list[Key]]:
+def loads(one: Equivalence, folder: Path, trained: Results) -> dict[Key, list[Key]]:
     """Which checkpoints each member loads: one of each way to lie on disk, its own way too.
 
     What a load does depends on where the parts of the tensors are, so members whose checkpoints are
     cut alike stand for each other; each takes its turn.
     """
     chosen: dict[Key, list[Key]] = {}
-    for one in CLASSES:
-        alike: defaultdict[Cuts, list[Key]] = defaultdict(list)
-        for job in jobs_of(one):
-            alike[read_cuts(saved(folder, job.key))].append(job.key)
-        for turn, job in enumerate(jobs_of(one)):
-            keys = [members[turn % len(members)] for members in alike.values()]
-            # a run goes on from another member, or unpacked from itself: its batches are its own
-            last = next(key for key in keys if key != job.key) if one.is_packed else job.key
-            chosen[job.key] = [*(key for key in keys if key != last), last]
-        loaded = {key for job in jobs_of(one) for key in chosen[job.key]}
-        assert loaded == {job.key for job in jobs_of(one)}, "a checkpoint is loaded by no member"
+    alike: defaultdict[Cuts, list[Key]] = defaultdict(list)
+    for job in jobs_of(one):
+        alike[read_cuts(saved(folder, job.key))].append(job.key)
+    for turn, job in enumerate(jobs_of(one)):
+        keys = [members[turn % len(members)] for members in alike.values()]
+        # a run goes on from another member, or unpacked from itself: its batches are its own
+        last = next(key for key in keys if key != job.key) if one.is_packed else job.key
+        chosen[job.key] = [*(key for key in keys if key != last), last]
+    loaded = {key for keys in chosen.values() for key in keys}
+    assert loaded == chosen.keys(), "a checkpoint is loaded by no member"
     return chosen
 
 
 @pytest.fixture(scope="module")
 def resumed(
-    folder: Path, loads: dict[Key, list[Key]], tmp_path_factory: pytest.TempPathFactory
+    one: Equivalence,
+    folder: Path,
+    loads: dict[Key, list[Key]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Results:
     """Each member with checkpoints of the others loaded, and a step from the last of them."""
     jobs = [
         replace(job, is_saving=False, loads=tuple(saved(folder, key) for key in loads[job.key]))
-        for one in CLASSES
         for job in jobs_of(one)
     ]
     return run_jobs(folder, jobs, tmp_path=tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("one", CLASSES, ids=[one.name for one in CLASSES])
 def test_every_member_trains_the_steps_of_the_first(one, trained, loads, resumed, capsys):
     jobs = jobs_of(one)
     expected = trained[jobs[0].key][0]
@@ -108,7 +115,9 @@ def test_every_member_trains_the_steps_of_the_first(one, trained, loads, resumed
     with capsys.disabled():
         num_loads = len(loads[jobs[0].key])
         title = f"{STEPS} steps and {num_loads} checkpoints loaded by each, {cpu_s:.0f} s of CPU"
-        sys.stdout.write(f"\n{title}; {table(one, far, resume, wrong)}\n")
+        lines = [table(one, far, resume, wrong), *work_lines(trained)]
+        text = "\n".join(lines)
+        sys.stdout.write(f"\n{title}; {text}\n")
     assert not wrong
 
 
@@ -123,7 +132,6 @@ def check_resumed(ranks: list[Result], expected: Result) -> float:
     return abs(loss / wanted[1] - 1)
 
 
-@pytest.mark.parametrize("one", CLASSES, ids=[one.name for one in CLASSES])
 def test_every_checkpoint_loads_to_the_bit_in_every_member(one, trained, loads, resumed):
     for job in jobs_of(one):
         for rank in resumed[job.key]:
