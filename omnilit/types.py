@@ -209,6 +209,8 @@ class MicroBatch:
         routes: By kind, where media are looked at and how features get to their tokens. A kind
             without one is looked at where its row is.
         tower_work: How much there is to look at, where ranks share that work.
+        media_flops: Operations of training that media of the whole row cost their towers; None
+            where they are not counted.
     """
 
     input_ids: Tensor
@@ -224,6 +226,7 @@ class MicroBatch:
     media: Mapping[str, Tensor] = field(default_factory=dict)
     routes: Mapping[str, MediaRoute] = field(default_factory=dict)
     tower_work: TowerWork | None = None
+    media_flops: float | None = None
 
     @property
     def num_tokens(self) -> int:

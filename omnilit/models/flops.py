@@ -9,7 +9,7 @@ the forward; what recomputation repeats is no progress and does not count.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -26,10 +26,9 @@ from omnilit.models.lora import AdapterPlan
 from omnilit.types import TOKENS, MicroBatch
 
 TRAINING: Final = 3  # a forward, and a backward of twice its cost
-UNFED: Final = 2  # the same where no gradient of the input is asked for
 
 
-class _UnknownError(Exception):
+class UnknownCostError(Exception):
     """A layer of which nothing here says what it costs."""
 
 
@@ -97,50 +96,6 @@ class ModelFlops:
         return of_row / batch.num_parts + self.of_step((), round(batch.counts.get(TOKENS, 0)))
 
 
-@dataclass(frozen=True, slots=True)
-class TowerFlops:
-    """What a vision tower costs in the forward, trained whole.
-
-    Args:
-        per_patch: Of the matrices that every patch passes.
-        of_embedding: Of a patch's way into the tower; pixels get no gradient.
-        per_merged: Of the matrices behind the merging of patches.
-        merge_size: Patches along each side of a merged one.
-        per_pair: Of attention, for two patches of one image.
-    """
-
-    per_patch: int
-    of_embedding: int
-    per_merged: int
-    merge_size: int
-    per_pair: int
-
-    def of_images(self, grids: Iterable[tuple[int, int, int]]) -> float:
-        """Operations of training on images, forward and backward.
-
-        Args:
-            grids: Frames, rows and columns of patches of each; a patch sees its own frame.
-        """
-        return float(sum(self._of_image(*grid) for grid in grids))
-
-    def forward_of_images(self, grids: Iterable[tuple[int, int, int]]) -> float:
-        """Operations of a forward pass that no backward pass follows, as of a frozen tower."""
-        parts = (self._parts(*grid) for grid in grids)
-        return float(sum(inner + embedding for inner, embedding in parts))
-
-    def _of_image(self, frames: int, rows: int, columns: int) -> int:
-        inner, embedding = self._parts(frames, rows, columns)
-        return TRAINING * inner + UNFED * embedding
-
-    def _parts(self, frames: int, rows: int, columns: int) -> tuple[int, int]:
-        """Of a forward, behind the embedding of patches and of that."""
-        per_frame = rows * columns
-        num_patches, num_pairs = frames * per_frame, frames * per_frame**2
-        inner = self.per_patch * num_patches + self.per_pair * num_pairs
-        inner += self.per_merged * (num_patches // self.merge_size**2)
-        return inner, self.of_embedding * num_patches
-
-
 def causal_pairs(length: int, window: int | None = None) -> float:
     """Pairs of a query and a key that it sees: half of the square, less what a window hides."""
     seen = min(length, window or length)
@@ -161,9 +116,9 @@ def count_flops(model: PreTrainedModel) -> ModelFlops | None:
     if not isinstance(head, nn.Linear) or not blocks or not all(map(_has_attention, blocks)):
         return None
     try:
-        per_token = sum(_per_token(m, decoder.config) for m in decoder.modules() if m is not head)
-        costs = [_attention_cost(m, decoder.config) for m in decoder.modules() if is_attention(m)]
-    except _UnknownError:
+        per_token = sum(matrix_cost(m, decoder.config) for m in decoder.modules() if m is not head)
+        costs = [attention_cost(m, decoder.config) for m in decoder.modules() if is_attention(m)]
+    except UnknownCostError:
         return None
     by_window: Counter[int | None] = Counter()
     for cost in costs:
@@ -184,7 +139,7 @@ def count_adapter_flops(flops: ModelFlops, model: PreTrainedModel, plan: Adapter
     """
     head, decoder = output_head(model), model.get_decoder()
     whole = {model.get_submodule(name.rpartition(".")[0]) for name in plan.trained}
-    trained = sum(_per_token(module, decoder.config) for module in whole if module is not head)
+    trained = sum(matrix_cost(module, decoder.config) for module in whole if module is not head)
     num_chosen = getattr(decoder.config, "num_experts_per_tok", None) or 1
     factors = sum(
         2
@@ -201,32 +156,16 @@ def count_adapter_flops(flops: ModelFlops, model: PreTrainedModel, plan: Adapter
     )
 
 
-def count_tower_flops(tower: PreTrainedModel) -> TowerFlops:
-    """The cost of a vision tower whose patches see the whole of their frame.
-
-    Args:
-        tower: With repeated blocks, a convolution before them and mergers behind.
-    """
-    blocks = decoder_blocks(tower)
-    inside = {module for block in blocks for module in block.modules()}
-    outside = [module for module in tower.modules() if module not in inside]
-    convolutions = [m for m in outside if isinstance(m, nn.Conv2d | nn.Conv3d)]
-    costs = [_attention_cost(m, tower.config) for m in inside if is_attention(m)]
-    return TowerFlops(
-        per_patch=sum(_per_token(module, tower.config) for module in inside),
-        of_embedding=sum(2 * convolution.weight.numel() for convolution in convolutions),
-        per_merged=sum(_per_token(m, tower.config) for m in outside if m not in convolutions),
-        merge_size=tower.config.spatial_merge_size,
-        per_pair=sum(cost.per_pair for cost in costs),
-    )
-
-
 def _has_attention(block: nn.Module) -> bool:
     return any(is_attention(module) or is_delta_net(module) for module in block.modules())
 
 
-def _per_token(module: nn.Module, config: PreTrainedConfig) -> int:
-    """Operations of a module's own matrices for one token."""
+def matrix_cost(module: nn.Module, config: PreTrainedConfig) -> int:
+    """Operations of a module's own matrices for one token.
+
+    Raises:
+        UnknownCostError: It has parameters of which nothing here says how they are used.
+    """
     if isinstance(module, nn.Embedding):
         return 0
     if is_delta_net(module):
@@ -241,7 +180,7 @@ def _of_delta_rule(module: nn.Module) -> int:
     """
     sizes = [getattr(module, name, None) for name in ("num_v_heads", "head_k_dim", "head_v_dim")]
     if not all(isinstance(size, int) for size in sizes):
-        raise _UnknownError
+        raise UnknownCostError
     return 3 * 2 * prod(size for size in sizes if isinstance(size, int))
 
 
@@ -255,16 +194,21 @@ def _matrix_sizes(module: nn.Module, config: PreTrainedConfig) -> Iterator[int]:
             continue
         num_chosen = getattr(config, "num_experts_per_tok", None)
         if parameter.ndim != 3 or num_chosen is None:
-            raise _UnknownError
+            raise UnknownCostError
         yield parameter[0].numel() * num_chosen
 
 
-def _attention_cost(module: nn.Module, config: PreTrainedConfig) -> AttentionCost:
+def attention_cost(module: nn.Module, config: PreTrainedConfig) -> AttentionCost:
+    """What a layer's attention costs.
+
+    Raises:
+        UnknownCostError: It does not say what its heads are.
+    """
     heads = getattr(module, "num_heads", None) or _common(config, "num_attention_heads")
     plain = getattr(module, "head_dim", None)
     scored, mixed = getattr(module, "qk_head_dim", plain), getattr(module, "v_head_dim", plain)
     if heads is None or scored is None or mixed is None:
-        raise _UnknownError
+        raise UnknownCostError
     window = getattr(module, "sliding_window", _common(config, "sliding_window"))
     return AttentionCost(2 * heads * (scored + mixed), window)
 

@@ -25,7 +25,7 @@ _GRIDS: Final[Mapping[str, str]] = {"image": "image_grid_thw", "video": "video_g
 _SIDES: Final[Mapping[str, str]] = {"image": "target_sizes", "video": "target_sizes_videos"}
 # Under which names models take the seconds between a video's frames, in `forward` and by `METHOD`
 SECONDS: Final = ("second_per_grid_ts", "video_second_per_grid", "second_per_grids")
-_SOUND_MASK: Final = "feature_attention_mask"
+SOUND_MASK: Final = "feature_attention_mask"
 TRACK: Final = "use_audio_in_video"
 _STARTS: Final = ("vision_start_token_id", "audio_start_token_id")
 
@@ -165,7 +165,7 @@ class _SegmentReader:
 
     def _take_sounds(self, ids: Tensor) -> Tensor | None:
         """The numbers of frames of the sequence's sounds, each of which has a token in front."""
-        mask, start = self._media.get(_SOUND_MASK), getattr(self._base.config, _STARTS[1], None)
+        mask, start = self._media.get(SOUND_MASK), getattr(self._base.config, _STARTS[1], None)
         number = 0 if start is None else int((ids == start).sum())
         if mask is None or not number:
             return None

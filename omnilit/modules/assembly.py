@@ -294,7 +294,7 @@ def _ready_towers(
     binding.media.ranks = MediaRanks.of(topology, is_balanced=request.balances_media)
     towers, train = Towers.of(model), request.train
     towers.freeze(model, vision=train.freeze_vit, audio=train.freeze_audio_tower)
-    return towers, MediaFlops.of(model, is_frozen=train.freeze_vit)
+    return towers, MediaFlops.of(model)
 
 
 def _shard(

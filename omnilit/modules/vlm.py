@@ -81,13 +81,15 @@ class VLMModule(SFTModule):
         """What a micro-batch becomes while its row is whole and on the CPU."""
         media = self.binding.media
         assert media is not None, "the request says that rows hold media"
-        return media.prepare(batch)
+        towers = self.assembled.media_flops
+        cost = None if towers is None else towers.of_row(batch)
+        return replace(media.prepare(batch), media_flops=cost)
 
     @override
     def batch_flops(self, batch: MicroBatch) -> float | None:
-        flops, towers = super().batch_flops(batch), self.assembled.media_flops
-        of_media = 0.0 if towers is None else towers.of_batch(batch)
-        return None if flops is None or of_media is None else flops + of_media
+        flops, of_media = super().batch_flops(batch), batch.media_flops
+        # media count where their row is, an even share on each rank of it, whoever looks at them
+        return None if flops is None or of_media is None else flops + of_media / batch.num_parts
 
     @override
     def parameter_part(self, name: str) -> str:

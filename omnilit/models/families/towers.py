@@ -23,6 +23,16 @@ KEPT_PARTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 # Families whose pixels have a dimension of the images of a sequence in front: [1, images, ...]
 NESTED_IMAGES: Final = frozenset({"idefics2", "idefics3", "smolvlm"})
 
+# Families whose pictures all have one size and cost alike, with those of their towers in which all
+# patches see each other, and behind which nothing but matrices comes
+PICTURE_TOWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "internvl": frozenset({"internvl_vision"}),
+        "llava": frozenset({"clip_vision_model", "siglip_vision_model"}),
+        "smolvlm": frozenset({"smolvlm_vision"}),
+    }
+)
+
 # Families whose patches lie in a list, each as a small picture [channels, side, side]
 SQUARE_PATCHES: Final = frozenset({"kimi_k25", "paddleocr_vl"})
 

@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from omnilit.config import OpsImplementationConfig
 from omnilit.errors import ConfigError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.models.bind import bind_kernels
+from omnilit.models.build import build_meta
 from omnilit.models.media import MediaFeed
 from omnilit.models.media_fit import refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
 from omnilit.models.media_ranks import MediaRanks
-from omnilit.types import StepStamp
+from omnilit.models.towers import Towers, asked_of_features
+from omnilit.types import MicroBatch, StepStamp
 from tests.helpers.media_models import (
     MediaSample,
     media_config,
@@ -80,32 +82,86 @@ def _seen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: g for n, g in gradients(model).items() if not n.endswith("k_proj.bias")}
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "qwen3_5"])
-def test_images_and_videos_cost_what_torch_counts(family):
-    model, grids = tiny_media(family), [(1, 4, 6), (2, 4, 4)]
-    base: Any = model.base_model
-    batch = pack([sample(family, 9, seed=1, images=grids[:1], videos=grids[1:])])
-    cost = MediaFlops.of(model, is_frozen=False).of_batch(batch)
-    for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        assert batch.media[name].shape[0] == int(batch.media[f"{kind}_grid_thw"].prod())
-    pixels = torch.cat([batch.media["pixel_values"], batch.media["pixel_values_videos"]])
+COSTLY = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", *THINKERS, *PLAIN, "llava_siglip"]
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
+
+def costly_model(family: str) -> Any:
+    if family == "llava_siglip":  # without a class token
+        config: Any = media_config("llava")
+        config.vision_config = SiglipVisionConfig(**SMALL, vision_use_head=False)
+        config.vision_feature_select_strategy = "full"
+        return AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    model: Any = tiny_media(family)
+    if family == "qwen3_omni_moe_thinker":
+        tower = model.base_model.audio_tower
+        tower.n_window_infer = tower.config.n_window_infer = 200  # two chunks see each other
+    return model
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("family", COSTLY)
+def test_media_cost_what_torch_counts(family, is_frozen):
+    """Windows are cut off at edges here, and chunks of sounds at their ends."""
+    model = costly_model(family)
+    media: dict[str, Any] = {"images": [(1, 4, 6), (1, 10, 6)]}
+    if family.startswith("qwen"):
+        media["videos"] = [(2, 4, 4)]
+    if family in THINKERS:
+        media["sounds"] = SOUNDS[family]
+    batch = pack([sample(family.removesuffix("_siglip"), 9, seed=1, **media)])
+    towers = Towers.of(model)
+    towers.freeze(model, vision=is_frozen, audio=is_frozen and family in THINKERS)
+    cost = MediaFlops.of(model).of_row(batch)
     with FlopCounterMode(display=False) as counter:
-        output = base.get_image_features(pixels, torch.tensor(grids))
-        features = torch.cat(list(output.pooler_output)).sum()
-        for level in getattr(output, "deepstack_features", ()):
-            features = features + torch.cat(list(level)).sum()
-        features.backward()
+        sums = [
+            total for kind in sorted(batch.modalities) for total in features(model, kind, batch)
+        ]
+        if any(total.requires_grad for total in sums):
+            torch.stack(sums).sum().backward()
     assert cost == counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        base.get_image_features(pixels, torch.tensor(grids))
-    assert MediaFlops.of(model, is_frozen=True).of_batch(batch) == counter.get_total_flops()
+
+
+# whole chunks, or all as long as each other: the tower pads the rest, which does not count
+SOUNDS = {"qwen2_5_omni_thinker": [16, 24], "qwen3_omni_moe_thinker": [300, 100]}
+
+
+def features(model: Any, kind: str, batch: MicroBatch) -> list[torch.Tensor]:
+    """The sum of each level of what the model makes of one kind of media."""
+    base = model.base_model
+    asked = set(asked_of_features(base, kind))
+    given = {name: value for name, value in batch.media.items() if name in asked}
+    output = getattr(base, f"get_{kind}_features")(**given)
+    field = "last_hidden_state" if kind == "audio" else "pooler_output"
+    levels = [getattr(output, field), *(getattr(output, "deepstack_features", None) or ())]
+    return [torch.cat([*level]).sum() for level in levels]
+
+
+def test_the_end_of_a_sound_costs_less_than_a_chunk():
+    family = "qwen2_5_omni_thinker"
+    flops = MediaFlops.of(tiny_media(family))
+    rows = [pack([sample(family, 9, seed=1, sounds=[frames])]) for frames in (8, 4, 12)]
+    whole, rest, both = map(flops.of_row, rows)
+    assert whole is not None
+    assert rest is not None
+    assert 0 < rest < whole
+    assert both == whole + rest  # a window of attention is a chunk
 
 
 def test_no_number_is_better_than_a_wrong_one():
-    for family in ("qwen2_5_vl", "llava"):  # sees windows; has no grids
-        flops = MediaFlops.of(tiny_media(family), is_frozen=False)
-        assert flops.of_batch(pack([sample(family, 9, seed=1, images=[(1, 4, 4)])])) is None
-        assert flops.of_batch(pack([sample(family, 9, seed=1)])) == 0
+    flops = MediaFlops.of(tiny_media("gemma3"))  # pools its patches
+    assert flops.of_row(pack([sample("gemma3", 9, seed=1, images=[(1, 4, 4)])])) is None
+    assert flops.of_row(pack([sample("gemma3", 9, seed=1)])) == 0
+    config: Any = media_config("llava")
+    config.vision_config = SiglipVisionConfig(**SMALL)
+    flops = MediaFlops.of(build_meta(config, dtype=torch.float32))  # pools them, for nothing
+    assert flops.of_row(pack([sample("llava", 9, seed=1, images=[(1, 4, 4)])])) is None
 
 
 def test_tokens_of_an_image_that_see_each_other_are_refused_by_name():
