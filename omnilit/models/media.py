@@ -40,7 +40,7 @@ from omnilit.models.towers import base_of, features_name, grid_kinds, media_kind
 from omnilit.parallel.sequence import pad_row
 from omnilit.types import MODALITIES, Grid, MediaRoute, MicroBatch, TowerWork, grid_name
 
-POSITIONS: Final = "position_ids"  # in the media of a prepared row: int64 [3, 1, T]
+POSITIONS: Final = "position_ids"  # in the media of a prepared row: int64 [A, 1, T]
 _LEVELS: Final = "deepstack_features"  # of further layers of a tower
 
 

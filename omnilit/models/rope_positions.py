@@ -18,6 +18,7 @@ from omnilit.types import MicroBatch
 TYPES_NAME: Final = "mm_token_type_ids"
 MODALITY: Final = "moe_mm_token_type_ids"  # the same, for experts that see or read
 METHOD: Final = "get_rope_index"
+_AXES: Final = 3  # at least: time, height and width
 TYPES: Final[Mapping[str, int]] = {"image": 1, "video": 2}
 # Sizes of images in patches: with a number of frames in front, which tells how many places they
 # have, or without
@@ -69,21 +70,23 @@ def has_rope_positions(base: PreTrainedModel) -> bool:
 
 
 def rope_positions(base: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """Three numbers a token, by the model's own code, one sequence at a time.
+    """Several numbers a token, by the model's own code, one sequence at a time.
 
     Args:
         base: Has the method; its weights are not looked at.
         batch: A whole row, with its media.
 
     Returns:
-        int64 [3, 1, T]; sequences without media, and padding, count in all three alike.
+        int64 [A, 1, T], of three numbers or as many as that code gives; sequences without media,
+        and padding, count in all of them alike.
     """
     reader = _SegmentReader(base, batch)
     parts = []
     for start, end in pairwise(batch.bounds):
         ids = batch.input_ids[:, start:end]
         parts.append(reader.positions(ids, batch.position_ids[:, start:end], start))
-    return torch.cat(parts, dim=-1)
+    num_axes = max(_AXES, *map(len, parts))
+    return torch.cat([part.expand(num_axes, -1, -1) for part in parts], dim=-1)
 
 
 def _num_runs(mask: Tensor) -> int:
@@ -127,7 +130,7 @@ class _SegmentReader:
             if part is not None
         }
         if not given:  # the model's own code counts then, too
-            return plain.expand(3, 1, -1)
+            return plain[None]
         if sounds is not None:
             given["audio_seqlens"] = sounds
         if self._has_track(ids):
