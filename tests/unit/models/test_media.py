@@ -17,7 +17,7 @@ from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.models.bind import bind_kernels
 from omnilit.models.build import build_meta
 from omnilit.models.media import MediaFeed
-from omnilit.models.media_fit import refuse_unbalanced
+from omnilit.models.media_fit import refuse_spread, refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
 from omnilit.models.media_ranks import MediaRanks
 from omnilit.models.towers import Towers, asked_of_features
@@ -31,6 +31,7 @@ from tests.helpers.media_models import (
     tiny_media,
 )
 from tests.helpers.models import gradients, worst_difference
+from tests.sweep import tiny as sweep
 
 GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 THINKERS = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
@@ -173,6 +174,22 @@ def test_work_is_shared_where_grids_say_what_it_is():
     refuse_unbalanced(tiny_media("qwen2_5_omni_thinker"))
     with pytest.raises(ConfigError, match=r"encoder_data_balance: LlavaFor.* has no images or vi"):
         refuse_unbalanced(tiny_media("llava"))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("ernie4_5_vl_moe", "experts of its own for images run where a row has some"),
+        ("step3p7", "its tower runs once more where images have local views"),
+        ("deepseek_ocr2", "its tower runs once more where images have local views"),
+    ],
+)
+def test_ranks_that_would_wait_for_each_other_are_refused(family, reason):
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(sweep.tiny_config(family))
+    with pytest.raises(ConfigError, match=f"cannot be trained on several ranks with .*{reason}"):
+        refuse_spread(model)
+    refuse_spread(tiny_media("qwen3_vl"))
 
 
 def test_a_loader_that_does_not_say_what_other_ranks_have_is_refused():
