@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from omnilit.checkpoint.hf import export
-from omnilit.checkpoint.shard_files import find_shard_files
+from omnilit.checkpoint.shard_files import ShardFiles, find_shard_files
 from omnilit.errors import ConfigError
 from omnilit.models.build import build_meta
 from omnilit.models.weights import gather_weights
@@ -124,7 +124,7 @@ def test_a_run_takes_the_index_that_is_named_before_that_of_its_weights(tmp_path
     path = str(tmp_path / "from")
     own = SFTModule(model_path=path).shard_files
     named = SFTModule(model_path=path, safetensor_idx_path=index).shard_files
-    assert own is not None
-    assert named is not None
+    assert isinstance(own, ShardFiles)
+    assert isinstance(named, ShardFiles)
     assert own.path == tmp_path / "from" / INDEX
     assert set(named.files.values()) == {"all.safetensors"}

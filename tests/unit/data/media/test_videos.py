@@ -67,8 +67,9 @@ class StandIn:
 
     def __init__(self, source: Any, *, transforms: list[Any]) -> None:
         (self.size,) = transforms
+        container: Any
         with av.open(source) as container:
-            self.frames = list(container.decode(video=0))
+            self.frames: list[Any] = list(container.decode(video=0))
         rate = self.frames[1].pts * self.frames[0].time_base if len(self.frames) > 1 else 1
         self.times = [float(frame.pts * frame.time_base) for frame in self.frames]
         end = self.times[-1] + float(rate)
