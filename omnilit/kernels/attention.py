@@ -9,7 +9,7 @@ with the dimension of the tokens before that of the heads, as transformers wants
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Protocol
 
@@ -31,6 +31,8 @@ class AttentionRule:
         dropout: Probability that a weight is dropped.
         is_causal: Whether a query sees nothing after itself. With more keys than queries
             (generation with a cache) the queries are the last ones.
+        sees: Whether queries see keys, by their places in the row, int64 [T, 1] and [1, L], in the
+            place of `window` and `is_causal`; None where those say it.
     """
 
     scale: float | None = None
@@ -38,6 +40,14 @@ class AttentionRule:
     softcap: float | None = None
     dropout: float = 0.0
     is_causal: bool = True
+    sees: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def behind(self, start: int) -> AttentionRule:
+        """The same for what begins at a place of the row."""
+        sees = self.sees
+        if sees is None or not start:
+            return self
+        return replace(self, sees=lambda query, key: sees(query + start, key + start))
 
 
 class AttentionKernel(Protocol):
@@ -115,7 +125,11 @@ def _by_segment(
     sizes = [b - a for a, b in pairwise(bounds)]
     # split, not slices: the backward of a slice fills and adds a whole tensor for each segment
     pieces = zip(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
-    parts = [attend(*piece, rule, sinks_N) for piece in pieces]
+    starts = bounds[:-1]
+    parts = [
+        attend(*piece, rule.behind(start), sinks_N)
+        for start, piece in zip(starts, pieces, strict=True)
+    ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
@@ -125,6 +139,8 @@ def _is_visible(
     """[T, L], True where the query of the row sees the key of the column."""
     query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     key = torch.arange(num_keys, device=device)[None]
+    if rule.sees is not None:
+        return rule.sees(query, key)
     keep = query >= key if rule.is_causal else torch.ones_like(query >= key)
     if rule.window is not None:
         keep &= (query - key).abs() < rule.window
@@ -157,7 +173,7 @@ def _sdpa_segment(
     if dtype is torch.bfloat16 and q.device.type == "cpu" and num_keys <= SHORT:
         q, k, v = q.float(), k.float(), v.float()
     bias = None
-    is_plain = rule.window is None or rule.window >= num_keys
+    is_plain = rule.sees is None and (rule.window is None or rule.window >= num_keys)
     is_aligned = not rule.is_causal or num_queries == num_keys
     if sinks_N is not None:
         k, v, bias = _append_sink(q, k, v, rule, sinks_N)

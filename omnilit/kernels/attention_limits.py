@@ -20,6 +20,7 @@ class Demand:
         has_sinks: Whether a learnt score takes a share of the weights.
         softcap: Cap on the scores; None for none.
         dropout: Probability that a weight is dropped in training.
+        has_mask: Whether the model says which tokens see some of those behind them.
     """
 
     head_dim: int | None = None
@@ -27,6 +28,7 @@ class Demand:
     has_sinks: bool = False
     softcap: float | None = None
     dropout: float = 0.0
+    has_mask: bool = False
 
 
 def shortcomings(backend: str, demand: Demand, machine: Machine) -> tuple[str, ...]:
@@ -38,11 +40,14 @@ def shortcomings(backend: str, demand: Demand, machine: Machine) -> tuple[str, .
         machine: Its compute capability decides some.
     """
     check = _CHECKS.get(backend)
-    return () if check is None else tuple(check(demand, machine))
+    if check is None:
+        return ()
+    return (*([_NO_MASK] if demand.has_mask else []), *check(demand, machine))
 
 
 _NO_SINKS: Final = "has no attention sinks"
 _NO_DROPOUT: Final = "has no dropout"
+_NO_MASK: Final = "cannot let tokens of an image see those behind them"
 _WIDEST: Final = 256  # head dim of flash-attn 2 and 3
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.compiler import disable
-from transformers import PreTrainedModel
+from transformers import AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from omnilit.errors import ConfigError, KernelError
@@ -21,6 +21,7 @@ from omnilit.models.blocks import decoder_blocks
 from omnilit.models.calls import CallCounter
 from omnilit.models.delta_form import is_delta_net, unbindable_reason
 from omnilit.models.layer_mask import CHUNKED, LayerMask
+from omnilit.models.model_mask import ModelMask, keep_mask
 from omnilit.models.towers import language_part
 
 FIELD: Final = "attn_implementation"
@@ -28,6 +29,7 @@ BOUNDARY: Final = "packed attention runs one kernel a segment, between compiled 
 _KEY: Final = "model.ops_implementation.attn_implementation"
 # transformers reads meaning into "sdpa" and "flash" inside a name, so ours holds neither.
 _NAME: Final = "omnilit_packed"
+_MASKED_NAME: Final = "omnilit_packed_with_masks"
 BOUNDS: Final = "cu_seq_lens_q"  # transformers' name, which most of its models hand on
 _ATTRIBUTE: Final = "omnilit_attention"
 _PACKABLE_LAYERS: Final = frozenset({"full_attention", "sliding_attention", CHUNKED})
@@ -109,11 +111,17 @@ class ModuleAttention:
 
 
 def bind_attention(
-    model: PreTrainedModel, kernel: AttentionKernel, counter: CallCounter, run: PackedRun
+    model: PreTrainedModel,
+    kernel: AttentionKernel,
+    counter: CallCounter,
+    run: PackedRun,
+    *,
+    has_masks: bool = False,
 ) -> int:
     """Route every attention module of this instance through packed attention over `kernel`.
 
-    transformers has no mask builder for our name, so it builds no mask at all; the bounds reach
+    transformers has no mask builder for our name, so it builds no mask at all, and for the other
+    one that keeps what the model's code says; the bounds reach
     `packed_attention` through the keyword arguments of the model's forward. Towers beside the
     language model keep transformers' own attention, which sees one image at a time.
 
@@ -122,6 +130,7 @@ def bind_attention(
         kernel: The backend.
         counter: Counts its calls.
         run: Where packed rows are announced.
+        has_masks: Ask the model's own code which tokens see some of those behind them.
 
     Returns:
         Number of attention modules.
@@ -132,8 +141,11 @@ def bind_attention(
     language = language_part(model)
     modules = [module for module in language.modules() if is_attention(module)]
     refuse_unpackable(model, modules)
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, packed_attention)
-    language.set_attn_implementation(_NAME)
+    name = _MASKED_NAME if has_masks else _NAME
+    ALL_ATTENTION_FUNCTIONS.register(name, packed_attention)
+    if has_masks:
+        AttentionMaskInterface.register(name, keep_mask)
+    language.set_attn_implementation(name)
     for module in modules:
         mask = LayerMask.of(module)
         assert mask is not None, "checked with what cannot be packed"
@@ -157,7 +169,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: ModelMask | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
@@ -169,7 +181,8 @@ def packed_attention(
         query: [B, N, T, H].
         key: [B, K, L, H].
         value: [B, K, L, V].
-        attention_mask: Always None: segments and causality take its place.
+        attention_mask: What the model's code says of some tokens; else None: segments and
+            causality take its place.
         scaling: Factor on the scores.
         dropout: Probability that a weight is dropped.
         kwargs: What the model passes on, of which `cu_seq_lens_q` are the `Segments`.
@@ -182,7 +195,8 @@ def packed_attention(
             something that packed attention does not have.
     """
     bound: ModuleAttention | None = getattr(module, _ATTRIBUTE, None)
-    given = {"attention_mask": attention_mask, **kwargs}
+    mask = attention_mask if isinstance(attention_mask, ModelMask) else None
+    given = {"attention_mask": attention_mask if mask is None else None, **kwargs}
     if bound is None or any(given.get(name) is not None for name in _UNSUPPORTED):
         raise _refusal(module, is_bound=bound is not None, given=given)
     segments = kwargs.get(BOUNDS) or bound.run.segments
@@ -196,6 +210,7 @@ def packed_attention(
         softcap=kwargs.get("softcap"),
         dropout=dropout,
         is_causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
+        sees=None if mask is None else mask.sees,
     )
     bounds = bound.mask.part(_checked_bounds(segments, query, key, bound.num_parts))
     if bound.mask.chunk is not None and key.shape[2] != query.shape[2]:

@@ -18,12 +18,15 @@ from omnilit.models.attention import FIELD, is_attention
 from omnilit.models.towers import language_part
 
 
-def fit_attention(model: PreTrainedModel, kernels: KernelSet) -> KernelSet:
+def fit_attention(
+    model: PreTrainedModel, kernels: KernelSet, *, has_masks: bool = False
+) -> KernelSet:
     """The same kernels, with `sdpa` for attention where `auto` chose what this model cannot use.
 
     Args:
         model: Not bound yet.
         kernels: As chosen for the machine.
+        has_masks: The model says which tokens see some of those behind them.
 
     Raises:
         KernelError: A backend that was given, or that a preset takes literally, cannot do what the
@@ -35,7 +38,11 @@ def fit_attention(model: PreTrainedModel, kernels: KernelSet) -> KernelSet:
         dict.fromkeys(
             reason
             for module in modules
-            for reason in shortcomings(choice.backend, read_demand(module), kernels.machine)
+            for reason in shortcomings(
+                choice.backend,
+                replace(read_demand(module), has_mask=has_masks),
+                kernels.machine,
+            )
         )
     )
     if not reasons:

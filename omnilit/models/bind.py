@@ -23,6 +23,7 @@ from omnilit.models.calls import CallCounter
 from omnilit.models.class_head import ClassHead
 from omnilit.models.class_labels import is_classifier
 from omnilit.models.media import MediaFeed
+from omnilit.models.model_mask import block_types_name
 from omnilit.models.namespaces import copy_space, own_forward, rebuild_forward
 from omnilit.types import MicroBatch
 
@@ -199,11 +200,14 @@ def bind_kernels(
         KernelError: A backend that was given by name has no place in this model, or cannot do what
             its attention asks.
     """
-    kernels = attention_fit.fit_attention(model, kernels)
+    has_masks = takes_media and block_types_name(model) is not None
+    kernels = attention_fit.fit_attention(model, kernels, has_masks=has_masks)
     counter, run = CallCounter(), attention.PackedRun()
     found = {field: find(model) for field, find in _FINDERS.items()}
     _refuse_placeless(model, kernels, found)
-    num_attention = attention.bind_attention(model, kernels.kernel(attention.FIELD), counter, run)
+    num_attention = attention.bind_attention(
+        model, kernels.kernel(attention.FIELD), counter, run, has_masks=has_masks
+    )
     media = MediaFeed(model) if takes_media else None
     runner = (
         ClassHead.bind(model, run=run)

@@ -50,12 +50,28 @@ def blank_media(
             vision = next((part for part in found if part is not None), config)
             made = _make_seen(config, vision, kind, asked)
     except (AttributeError, TypeError) as error:
-        raise ConfigError(
-            key="model.config_path",
-            problem=f"nothing says how {kind}s look to {type(base).__name__} ({error})",
-            fix="train on data without them, or report this model",
-        ) from error
+        raise _unknown(base, kind, str(error)) from error
+    if lacking := [name for name in _needed(asked) if name not in made]:
+        raise _unknown(base, kind, f"it asks for {' and '.join(lacking)}")
     return {name: value.to(device) for name, value in made.items()}
+
+
+def _needed(asked: Mapping[str, inspect.Parameter]) -> list[str]:
+    """What a model's own code takes beside the pixels, which have other names there at times."""
+    taken = list(asked.values())[2:]  # behind itself and the pixels
+    return [
+        one.name
+        for one in taken
+        if one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty
+    ]
+
+
+def _unknown(base: PreTrainedModel, kind: str, reason: str) -> ConfigError:
+    return ConfigError(
+        key="model.config_path",
+        problem=f"nothing says how {kind}s look to {type(base).__name__} ({reason})",
+        fix="train on data without them, or report this model",
+    )
 
 
 def _make_seen(

@@ -28,6 +28,7 @@ from omnilit.models.media_fit import BALANCE, feature_fields, refuse_unfeedable
 from omnilit.models.media_plan import plan_towers
 from omnilit.models.media_ranks import MediaRanks
 from omnilit.models.media_routes import RowPlaces, build_route
+from omnilit.models.model_mask import block_types_name
 from omnilit.models.rope_positions import (
     MODALITY,
     TYPES,
@@ -65,6 +66,7 @@ class MediaFeed:
         self._base = base
         self._movable = grid_kinds(model)
         self._taken = frozenset(inspect.signature(type(model).forward).parameters)
+        self._types_name = block_types_name(model)
         self._batch: MicroBatch | None = None
         self._blank: frozenset[str] = frozenset()
         self._is_inside = False
@@ -160,6 +162,11 @@ class MediaFeed:
             given |= blank_media(self._base, kind, device=batch.input_ids.device)
         inputs = {name: value for name, value in given.items() if name in self._taken}
         inputs.pop(TYPES_NAME, None)  # positions are there already
+        if self._types_name is not None:
+            inputs[self._types_name] = self._place_types(batch)
+            # without it transformers takes places in a row for places in its sequences, where
+            # positions begin anew: blocks of tokens would be looked for at others' places
+            inputs["attention_mask"] = torch.ones_like(batch.input_ids)
         if MODALITY in self._taken:
             inputs[MODALITY] = self._own_types(batch)
         if positions is not None:
@@ -219,6 +226,14 @@ class MediaFeed:
         if route is None:
             return [level.clone() for level in levels]
         return self.ranks.bring_features([_rows(level) for level in levels], route)
+
+    def _place_types(self, batch: MicroBatch) -> Tensor:
+        """Of which kind of media each token of a whole row is the place, int64 [1, T]."""
+        types = torch.zeros_like(batch.input_ids)
+        for kind, number in TYPES.items():
+            mask = is_place(self._base.config, batch.media, batch.input_ids[0], kind)
+            types[0, mask] = number
+        return types
 
     def _own_types(self, batch: MicroBatch) -> Tensor:
         """Of what kind each token here is, int64 [1, T]."""

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
+from omnilit.models.model_mask import block_types_name, sees_prompts
 from omnilit.models.rope_positions import MODALITY
 from omnilit.models.towers import asked_of_features, base_of, features_name, grid_kinds, media_kinds
 
@@ -33,8 +34,8 @@ def refuse_unfeedable(model: PreTrainedModel) -> None:
         reason = "it has no get_image_features to ask for them"
     elif "masked_scatter" not in source:
         reason = "its media do not take the place of tokens"
-    elif "block_sequence_ids" in source or "token_type_ids=token_type_ids" in source:
-        reason = "tokens of an image see those behind them, and packed attention has no such mask"
+    elif sees_prompts(model):
+        reason = "all tokens of a prompt see each other, and rows do not say where prompts end"
     elif any(isinstance(module, _BatchNorm) for module in base.modules()):
         reason = "its tower norms what it sees by all images of a row at once"
     if reason:
@@ -57,6 +58,21 @@ def refuse_unbalanced(model: PreTrainedModel) -> None:
             problem=f"{type(model).__name__} has no images or videos whose grids say what each "
             "costs and which features are its own",
             fix="leave it out",
+        )
+
+
+def refuse_split(model: PreTrainedModel) -> None:
+    """Stop before a model whose own code says what tokens see, where ranks hold parts of a row.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    if block_types_name(model) is not None:
+        raise ConfigError(
+            key="train.accelerator",
+            problem=f"tokens of an image see those behind them in {type(model).__name__}, and "
+            "ranks that split a row do not know each other's",
+            fix="leave ulysses_size and cp_size out",
         )
 
 

@@ -35,7 +35,7 @@ from omnilit.models.flops import ModelFlops, count_adapter_flops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.lora import AdaptedModel, AdapterPlan, adapt, fill_adapters, plan_adapters
-from omnilit.models.media_fit import refuse_spread, refuse_unbalanced
+from omnilit.models.media_fit import refuse_split, refuse_spread, refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
 from omnilit.models.media_ranks import MediaRanks
 from omnilit.models.recompute import enable_recomputation
@@ -290,6 +290,8 @@ def _ready_towers(
         refuse_unbalanced(model)
     if topology.data_size > 1:
         refuse_spread(model)
+    if topology.sequence_size > 1:
+        refuse_split(model)
     binding.media.is_shared = topology.sizes.world_size > 1
     binding.media.ranks = MediaRanks.of(topology, is_balanced=request.balances_media)
     towers, train = Towers.of(model), request.train

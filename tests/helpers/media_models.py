@@ -194,12 +194,15 @@ def media_config(name: str, *, vocab: int = VOCAB) -> hf.PreTrainedConfig:
     return config
 
 
-def tiny_media(name: str, *, seed: int = 0) -> hf.PreTrainedModel:
+def tiny_media(
+    name: str, *, seed: int = 0, sliding_window: int | None = None
+) -> hf.PreTrainedModel:
     """A float32 model in training mode, the same for the same seed, computing eagerly."""
     torch.manual_seed(seed)
-    model = hf.AutoModelForImageTextToText.from_config(
-        copy.deepcopy(media_config(name)), attn_implementation="eager"
-    )
+    config: Any = copy.deepcopy(media_config(name))
+    if sliding_window is not None:
+        config.get_text_config().sliding_window = sliding_window
+    model = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim == 1 or "bias" in parameter_name:
@@ -358,6 +361,8 @@ def reference_loss(
     takes_types |= model.config.model_type.startswith("qwen3_5")
     for one, a, b in zip(samples, batch.bounds, batch.bounds[1:], strict=False):
         more: dict[str, Any] = {"mm_token_type_ids": one.token_types} if takes_types else {}
+        if model.config.model_type == "gemma3":
+            more["token_type_ids"] = one.token_types
         more |= {"use_audio_in_video": True} if one.has_tracks else {}
         logits = model(
             input_ids=one.ids[None],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from omnilit.data.media.processor import MediaProcessor
 from omnilit.types import Origin, Record
 
 Family = Literal["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen2_5Omni", "Qwen3OmniMoe"]
+PictureFamily = Literal["Llava", "Gemma3", "InternVL"]
 OMNI = ("Qwen2_5Omni", "Qwen3OmniMoe")
 SPECIAL = (
     "<|endoftext|>",
@@ -31,6 +34,7 @@ SPECIAL = (
     "<|audio_start|>",
     "<|audio_end|>",
 )
+PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
@@ -42,19 +46,26 @@ TEMPLATE = (
 )
 
 
-def build_vision_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens, with the special tokens of Qwen's models; 266 tokens."""
+def build_vision_tokenizer(
+    named: Mapping[str, str] = MappingProxyType({}), place: str = PLACE
+) -> PreTrainedTokenizerFast:
+    """Bytes as tokens, with the special tokens of Qwen's models, 266 of them, and others.
+
+    Args:
+        named: Further special tokens, by the attribute that holds each.
+        place: What the template writes for an image.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {byte: index for index, byte in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens([*SPECIAL, *named.values()])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=TEMPLATE,
+        chat_template=TEMPLATE.replace(PLACE, place),
         extra_special_tokens={
             "image_token": "<|image_pad|>",
             "video_token": "<|video_pad|>",
@@ -63,6 +74,7 @@ def build_vision_tokenizer() -> PreTrainedTokenizerFast:
             "vision_eos_token": "<|vision_end|>",
             "audio_bos_token": "<|audio_start|>",
             "audio_eos_token": "<|audio_end|>",
+            **named,
         },
     )
 
@@ -80,6 +92,30 @@ def build_processor(family: Family = "Qwen3VL") -> ProcessorMixin:
         ears = hf.WhisperFeatureExtractor(feature_size=16, chunk_length=4, padding_side="right")
         return build(images, videos, ears, tokenizer, chat_template=TEMPLATE)
     return build(images, tokenizer, videos, chat_template=TEMPLATE)
+
+
+def build_picture_processor(family: PictureFamily) -> ProcessorMixin:
+    """A processor that makes whole pictures of 32 pixels a side, 4 or more places of each."""
+    size = {"height": 32, "width": 32}
+    if family == "Llava":
+        tokenizer = build_vision_tokenizer({"image_token": "<image>"}, "<image>")
+        images: Any = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+        more: dict[str, Any] = {"patch_size": 8, "num_additional_image_tokens": 1}
+        more |= {"vision_feature_select_strategy": "default"}
+    elif family == "Gemma3":
+        names = {"image_token": "<soft>", "boi_token": "<start>", "eoi_token": "<end>"}
+        tokenizer = build_vision_tokenizer(names, "<start>")
+        images, more = hf.Gemma3ImageProcessor(size=size), {"image_seq_length": 4}
+    else:
+        sides = {"start_image_token": "<img>", "end_image_token": "</img>"}
+        names = {**sides, "context_image_token": "<context>", "video_token": "<|video_pad|>"}
+        tokenizer = build_vision_tokenizer(names, "<context>")
+        videos = hf.InternVLVideoProcessor(size=size)
+        images, more = hf.GotOcr2ImageProcessor(size=size), {"video_processor": videos}
+        more |= {"image_seq_length": 4}
+    build: Any = getattr(hf, f"{family}Processor")
+    template = tokenizer.chat_template
+    return build(image_processor=images, tokenizer=tokenizer, chat_template=template, **more)
 
 
 def media_processor(family: Family = "Qwen3VL", **settings: Any) -> MediaProcessor:

@@ -6,6 +6,8 @@ import copy
 import gc
 import re
 import shutil
+import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +47,7 @@ from tests.sweep.subject import EXPORT, LANGUAGE, LAYOUTS, PACKED, Subject
 from tests.sweep.tiny import tiny_config, tiny_model
 
 TOLERANCE: Final = 1e-4
+LONGEST: Final = 300  # characters of a reason
 NOISE: Final = 1e-3  # of the largest gradient: what is smaller is held against this
 ROWS: Final = ((5, 1, 13, 9), (17, 2, 9))
 CPU: Final = torch.device("cpu")
@@ -339,11 +342,13 @@ def _class_of(config: PreTrainedConfig, subject: Subject) -> type[PreTrainedMode
 
 
 def _reason(error: ConfigError, config: PreTrainedConfig, subject: Subject) -> str:
-    """Without the name of the model, so that it is one for many."""
+    """Without the names of the model and of its folder, so that it is one for many; in short."""
     types = {config.model_type, config.get_text_config(decoder=True).model_type}
     names = sorted({*types, subject.class_of(config.model_type)}, key=len, reverse=True)
     why = "; ".join(dict.fromkeys(problem.problem for problem in error.problems))
-    return re.sub(rf"(?<!\w)({'|'.join(map(re.escape, names))})(?!\w)", "the model", why)
+    why = re.sub(rf"{re.escape(tempfile.gettempdir())}/\S*", "its folder", why)
+    why = re.sub(rf"(?<!\w)({'|'.join(map(re.escape, names))})(?!\w)", "the model", why)
+    return textwrap.shorten(why, LONGEST, placeholder=" ...")
 
 
 def _in_short(error: Exception) -> str:

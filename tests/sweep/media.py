@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from omnilit.models.blank_media import blank_media
 from omnilit.models.families.towers import NESTED_IMAGES
 from omnilit.models.media import feature_rows
+from omnilit.models.model_mask import TYPES_NAMES
 from omnilit.models.rope_positions import MODALITY, SECONDS, TYPES_NAME, placeholder_id
 from omnilit.models.towers import asked_of_features, base_of, features_name, media_kinds
 from omnilit.types import IGNORE, MODALITIES, MicroBatch, Origin
@@ -187,7 +188,7 @@ def pack_media(model: PreTrainedModel, samples: Sequence[MediaSample], *, seed: 
 def sample_inputs(model: PreTrainedModel, sample: MediaSample) -> dict[str, Tensor]:
     """What the forward of transformers takes of one sequence."""
     takes = inspect.signature(type(model).forward).parameters
-    types = {name: sample.types[None] for name in (TYPES_NAME, MODALITY) if name in takes}
+    types = {name: sample.types[None] for name in (*TYPES_NAMES, MODALITY) if name in takes}
     return {
         "input_ids": sample.ids[None],
         "attention_mask": torch.ones_like(sample.ids)[None],

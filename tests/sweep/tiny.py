@@ -351,6 +351,8 @@ _EXTRA: Final[Mapping[str, dict[str, Any]]] = {
     "qwen3_5_moe": _WHOLE,
     "qwen3_vl": _SECTIONS,
     "qwen3_vl_moe": _SECTIONS,
+    "gemma3": {"mm_tokens_per_image": 4},
+    "shieldgemma2": {"mm_tokens_per_image": 4},
     "vipllava": {"vision_feature_layer": [-1, -2, 0, 1, 2]},
     "minicpm_ocr": {"image_token_id": 2, "video_token_id": 3},
     "minicpmv4_6": {"image_token_id": 2, "video_token_id": 3},

@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from omnilit.config import OpsImplementationConfig
-from omnilit.errors import ConfigError
+from omnilit.errors import ConfigError, KernelError
 from omnilit.kernels.machine import Machine
 from omnilit.kernels.resolve import KernelSet, resolve_kernels
+from omnilit.models.attention_fit import fit_attention
 from omnilit.models.bind import bind_kernels
 from omnilit.models.build import build_meta
 from omnilit.models.media import MediaFeed
-from omnilit.models.media_fit import refuse_spread, refuse_unbalanced
+from omnilit.models.media_fit import refuse_split, refuse_spread, refuse_unbalanced
 from omnilit.models.media_flops import MediaFlops
 from omnilit.models.media_ranks import MediaRanks
 from omnilit.models.towers import Towers, asked_of_features
@@ -35,7 +36,7 @@ from tests.sweep import tiny as sweep
 
 GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 THINKERS = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
-PLAIN = ("llava", "internvl", "smolvlm")
+PLAIN = ("llava", "internvl", "smolvlm", "gemma3")
 RTOL = 1e-4  # the measured differences are below 2e-5
 
 
@@ -62,6 +63,23 @@ def samples_of(family: str) -> list[MediaSample]:
     return found
 
 
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("window", [3, 30])
+def test_tokens_of_an_image_see_each_other_within_their_sequence(backend, window):
+    samples = samples_of("gemma3")
+    ops = OpsImplementationConfig(attn_implementation=backend)
+    chosen = resolve_kernels(ops, given=frozenset({"attn_implementation"}), machine=Machine("cpu"))
+    plain, packed = (tiny_media("gemma3", sliding_window=window) for _ in range(2))
+    batch = pack(samples)
+    expected = reference_loss(plain, samples, batch)
+    expected.backward()
+    binding = bind_kernels(packed, chosen, takes_media=True)
+    loss = binding.forward(packed, batch).token_losses.sum() / batch.counts["tokens"]
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert worst_difference(_seen(packed), _seen(plain)) <= RTOL
+
+
 @pytest.mark.parametrize("family", [*GRIDS, *THINKERS, *PLAIN])
 def test_packed_training_equals_one_sample_at_a_time(family):
     samples = samples_of(family)
@@ -83,7 +101,7 @@ def _seen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: g for n, g in gradients(model).items() if not n.endswith("k_proj.bias")}
 
 
-COSTLY = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", *THINKERS, *PLAIN, "llava_siglip"]
+COSTLY = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", *THINKERS, *PLAIN[:3], "llava_siglip"]
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_attention_heads": 2,
@@ -165,9 +183,26 @@ def test_no_number_is_better_than_a_wrong_one():
     assert flops.of_row(pack([sample("llava", 9, seed=1, images=[(1, 4, 4)])])) is None
 
 
-def test_tokens_of_an_image_that_see_each_other_are_refused_by_name():
-    with pytest.raises(ConfigError, match="Gemma3ForConditionalGeneration cannot be trained on"):
-        bind_kernels(tiny_media("gemma3"), kernels(), takes_media=True)
+def test_a_prompt_that_sees_all_of_itself_is_refused_by_name():
+    model = AutoModelForImageTextToText.from_config(sweep.tiny_config("paligemma"))
+    with pytest.raises(ConfigError, match=r"PaliGemmaForC.* cannot be .*all tokens of a prompt"):
+        bind_kernels(model, kernels(), takes_media=True)
+
+
+def test_rows_of_a_model_with_masks_of_its_own_stay_whole():
+    with pytest.raises(ConfigError, match=r"Gemma3ForC.* leave ulysses_size and cp_size out"):
+        refuse_split(tiny_media("gemma3"))
+    refuse_split(tiny_media("qwen3_vl"))
+
+
+def test_kernels_that_have_no_masks_are_refused_for_images_alone():
+    machine = Machine("cuda", sm=90, packages={"flash-attn": "2.8"})
+    ops = OpsImplementationConfig(attn_implementation="flash_attention_2")
+    given = resolve_kernels(ops, given=frozenset({"attn_implementation"}), machine=machine)
+    with pytest.raises(KernelError, match="cannot let tokens of an image see those behind them"):
+        fit_attention(tiny_media("gemma3"), given, has_masks=True)
+    other = fit_attention(tiny_media("gemma3"), given)  # for text
+    assert other.choices["attn_implementation"].backend == "flash_attention_2"
 
 
 def test_work_is_shared_where_grids_say_what_it_is():

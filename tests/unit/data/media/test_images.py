@@ -22,6 +22,7 @@ from omnilit.errors import DataError
 from omnilit.types import IGNORE, Sample
 from tests.helpers.processors import (
     Family,
+    build_picture_processor,
     build_processor,
     media_processor,
     png_head,
@@ -72,6 +73,28 @@ def test_tokens_and_tensors_are_those_of_transformers_processor(tmp_path: Path, 
         assert torch.equal(batch.media["mm_token_type_ids"], expected["mm_token_type_ids"])
     said = media.processor.tokenizer.decode(sample.input_ids[sample.labels != IGNORE])
     assert said == "It is 7.<|im_end|>"
+
+
+@pytest.mark.parametrize("family", ["Llava", "Gemma3", "InternVL"])
+def test_tokens_and_tensors_of_whole_pictures_are_those_of_the_processor(tmp_path, family):
+    media = MediaProcessor(build_picture_processor(family))
+    names = [write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png", 200, 70, seed=1)]
+    first, second = ({"type": "image", "image": name} for name in names)
+    parts = [{"type": "text", "text": "Which?"}, first, second, {"type": "text", "text": "!"}]
+    (sample,) = encode(media, seen(tmp_path, messages=ask(*parts)))
+    batch = collate([sample], CollateSettings(media=media))
+    processor: Any = media.processor
+    bare = [{"type": part["type"], "text": part.get("text", "")} for part in parts]
+    expected = processor(
+        text=processor.apply_chat_template(ask(*bare)),
+        images=[[Image.open(tmp_path / name) for name in names]],
+        return_tensors="pt",
+    )
+    assert batch.input_ids.tolist() == expected.pop("input_ids").tolist()
+    del expected["attention_mask"]
+    assert expected.keys() == batch.media.keys()
+    for name, value in expected.items():
+        assert torch.equal(batch.media[name], value), name
 
 
 def test_every_way_to_name_an_image_gives_the_same(tmp_path: Path):
