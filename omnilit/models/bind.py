@@ -22,7 +22,7 @@ from omnilit.models import balance as router_balance
 from omnilit.models.calls import CallCounter
 from omnilit.models.class_head import ClassHead
 from omnilit.models.class_labels import is_classifier
-from omnilit.models.media import MediaFeed
+from omnilit.models.media.feed import MediaFeed
 from omnilit.models.model_mask import block_types_name
 from omnilit.models.namespaces import copy_space, own_forward, rebuild_forward
 from omnilit.types import MicroBatch

@@ -19,7 +19,7 @@ from omnilit.kernels.cross_entropy import HeadKernel, chunk_loss
 from omnilit.models.attention import BOUNDS, PackedRun, Segments
 from omnilit.models.calls import CallCounter
 from omnilit.models.head_form import HeadForm, read_head
-from omnilit.models.media import MediaFeed
+from omnilit.models.media.feed import MediaFeed
 from omnilit.parallel.local import local_part
 from omnilit.parallel.vocabulary import VocabularyShards
 from omnilit.types import IGNORE, MicroBatch

@@ -35,9 +35,9 @@ from omnilit.models.flops import ModelFlops, count_adapter_flops, count_flops
 from omnilit.models.head import ForwardOutput
 from omnilit.models.init_device import build_initial
 from omnilit.models.lora import AdaptedModel, AdapterPlan, adapt, fill_adapters, plan_adapters
-from omnilit.models.media_fit import refuse_split, refuse_spread, refuse_unbalanced
-from omnilit.models.media_flops import MediaFlops
-from omnilit.models.media_ranks import MediaRanks
+from omnilit.models.media.fit import refuse_split, refuse_spread, refuse_unbalanced
+from omnilit.models.media.flops import MediaFlops
+from omnilit.models.media.ranks import MediaRanks
 from omnilit.models.recompute import enable_recomputation
 from omnilit.models.sequence import split_attention
 from omnilit.models.tensor_parallel import fit_kernels, split_model

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from omnilit.models import media
+from omnilit.models.media import feed
 from omnilit.modules import VLMModule
 from omnilit.parallel import rows
 from omnilit.testing import run_ranks
@@ -127,14 +127,14 @@ SHARED = Case("qwen3_vl", {"ulysses_size": 2}, rows="uneven")
 @contextmanager
 def unordered(field: str) -> Iterator[None]:
     """Features are taken for those of other places, the last for the first."""
-    build = media.build_route
+    build = feed.build_route
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         route, kept = build(*args, **kwargs)
         return replace(route, **{field: getattr(route, field).flip(0)}), kept
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(media, "build_route", broken)
+        patch.setattr(feed, "build_route", broken)
         yield
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from omnilit.models.blank_media import blank_media
 from omnilit.models.families.towers import NESTED_IMAGES
-from omnilit.models.media import feature_rows
+from omnilit.models.media.blank import blank_media
+from omnilit.models.media.feed import feature_rows
+from omnilit.models.media.rope_positions import MODALITY, SECONDS, TYPES_NAME, placeholder_id
 from omnilit.models.model_mask import TYPES_NAMES
-from omnilit.models.rope_positions import MODALITY, SECONDS, TYPES_NAME, placeholder_id
 from omnilit.models.towers import asked_of_features, base_of, features_name, media_kinds
 from omnilit.types import IGNORE, MODALITIES, MicroBatch, Origin
 from tests.helpers.models import random_labels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from omnilit.models.media_routes import Seat
+from omnilit.models.media.routes import Seat
 from omnilit.models.sequence import layout_of
 from omnilit.parallel.mesh import Topology
 from omnilit.parallel.rows import trade_rows

@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnilit.models.media_plan import attention_work, plan_towers, spread_longest_first
+from omnilit.models.media.plan import attention_work, plan_towers, spread_longest_first
 from omnilit.types import TowerWork
 
 

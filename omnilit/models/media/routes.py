@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from omnilit.models.media_plan import TowerPlan
+from omnilit.models.media.plan import TowerPlan
 from omnilit.parallel.sequence import SequenceLayout
 from omnilit.types import Grid, MediaRoute, RowCounts
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from omnilit.models.families.towers import PICTURE_TOWERS
-from omnilit.models.rope_positions import SOUND_MASK, is_place
-from omnilit.models.tower_flops import TowerFlops, TowerLoad, count_tower_flops
+from omnilit.models.media.rope_positions import SOUND_MASK, is_place
+from omnilit.models.media.tower_flops import TowerFlops, TowerLoad, count_tower_flops
 from omnilit.models.towers import Towers, base_of, grid_kinds, media_kinds
 from omnilit.types import MODALITIES, Grid, MicroBatch, grid_name
 

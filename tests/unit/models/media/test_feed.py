@@ -17,10 +17,10 @@ from omnilit.kernels.resolve import KernelSet, resolve_kernels
 from omnilit.models.attention_fit import fit_attention
 from omnilit.models.bind import bind_kernels
 from omnilit.models.build import build_meta
-from omnilit.models.media import MediaFeed
-from omnilit.models.media_fit import refuse_split, refuse_spread, refuse_unbalanced
-from omnilit.models.media_flops import MediaFlops
-from omnilit.models.media_ranks import MediaRanks
+from omnilit.models.media.feed import MediaFeed
+from omnilit.models.media.fit import refuse_split, refuse_spread, refuse_unbalanced
+from omnilit.models.media.flops import MediaFlops
+from omnilit.models.media.ranks import MediaRanks
 from omnilit.models.towers import Towers, asked_of_features
 from omnilit.types import MicroBatch, StepStamp
 from tests.helpers.media_models import (

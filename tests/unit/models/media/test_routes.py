@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from omnilit.models.media_plan import plan_towers
-from omnilit.models.media_routes import RowPlaces, Seat, build_route
+from omnilit.models.media.plan import plan_towers
+from omnilit.models.media.routes import RowPlaces, Seat, build_route
 from omnilit.parallel.sequence import SequenceLayout
 from omnilit.types import Grid, MediaRoute, RowCounts
 

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
+from omnilit.models.media.rope_positions import MODALITY
 from omnilit.models.model_mask import block_types_name, sees_prompts
-from omnilit.models.rope_positions import MODALITY
 from omnilit.models.towers import asked_of_features, base_of, features_name, grid_kinds, media_kinds
 
 BALANCE: Final = "model.encoder_data_balance"

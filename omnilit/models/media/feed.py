@@ -22,14 +22,12 @@ from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.models.attention import BOUNDS
-from omnilit.models.blank_media import blank_media
 from omnilit.models.families.towers import VIDEOS_AS_IMAGES
-from omnilit.models.media_fit import BALANCE, feature_fields, refuse_unfeedable
-from omnilit.models.media_plan import plan_towers
-from omnilit.models.media_ranks import MediaRanks
-from omnilit.models.media_routes import RowPlaces, build_route
-from omnilit.models.model_mask import block_types_name
-from omnilit.models.rope_positions import (
+from omnilit.models.media.blank import blank_media
+from omnilit.models.media.fit import BALANCE, feature_fields, refuse_unfeedable
+from omnilit.models.media.plan import plan_towers
+from omnilit.models.media.ranks import MediaRanks
+from omnilit.models.media.rope_positions import (
     MODALITY,
     TYPES,
     TYPES_NAME,
@@ -37,6 +35,8 @@ from omnilit.models.rope_positions import (
     is_place,
     rope_positions,
 )
+from omnilit.models.media.routes import RowPlaces, build_route
+from omnilit.models.model_mask import block_types_name
 from omnilit.models.towers import base_of, features_name, grid_kinds, media_kinds
 from omnilit.parallel.sequence import pad_row
 from omnilit.types import MODALITIES, Grid, MediaRoute, MicroBatch, TowerWork, grid_name

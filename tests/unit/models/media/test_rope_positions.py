@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from omnilit.models.rope_positions import TYPES, TYPES_NAME, is_place, rope_positions
+from omnilit.models.media.rope_positions import TYPES, TYPES_NAME, is_place, rope_positions
 from omnilit.models.towers import base_of
 from tests.sweep.media import media_samples, pack_media
 from tests.sweep.tiny import tiny_config, tiny_model
