@@ -66,6 +66,10 @@ class SampleMaker:
             media: Kinds, one a medium.
         """
         text = torch.randint(TEXT.start, TEXT.stop, (length,), generator=self._generator)
+        for kind in MODALITIES:  # some configurations have their placeholders among words
+            token = placeholder_id(self._base.config, kind)
+            if token is not None:
+                text[text == token] = TEXT.stop
         parts = [(text[: length // 2], 0)]
         found: dict[str, list[Tensor]] = {}
         for at, kind in enumerate(media):

@@ -21,7 +21,8 @@ TEXT_INTRO: Final = """\
 `make sweep` wrote this page. It builds every architecture of `AutoModelForCausalLM` (transformers
 {version}) in a tiny configuration, trains it on rows of packed sequences in float32, and holds loss
 and gradients against transformers alone: one sequence at a time, eager attention, float64. What
-differs by more than 1e-4 fails the sweep. On two processes the model is sharded (FSDP2), its
+differs by more than 1e-4, and what float32 takes transformers itself off, fails the sweep.
+On two processes the model is sharded (FSDP2), its
 experts (EP), matrices (TP), sequences (Ulysses) or layers (PP) are split, and what FSDP2 gathers is
 exported, loaded by transformers again and compared to the bit. Activations are recomputed where a
 model can.
@@ -40,8 +41,9 @@ MEDIA_INTRO: Final = """\
 (transformers {version}) in a tiny configuration and trains it as `VLMModule` does, in float32, on
 a row of packed samples with one image, two images, a video and a sound where the model takes such,
 and a row of text alone. Loss and gradients, those of the towers too, are held against transformers
-alone: one sample at a time, eager attention, float64. What differs by more than 1e-4 fails the
-sweep. On two processes the model is sharded (FSDP2, where one rank has no media), its experts (EP),
+alone: one sample at a time, eager attention, float64. What differs by more than 1e-4, and
+what float32 takes transformers itself off, fails the sweep. On two
+processes the model is sharded (FSDP2, where one rank has no media), its experts (EP),
 matrices (TP) or sequences (Ulysses) are split, and what FSDP2 gathers is exported, loaded by
 transformers again and compared to the bit. Activations are recomputed where a model can.
 
