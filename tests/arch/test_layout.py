@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,12 @@ def test_the_readme_shows_commands_that_exist():
     for target in ("demo", "test"):
         assert f"make {target}" in readme
         assert f"\n{target}:" in makefile
+
+
+def test_no_folder_of_tests_is_passed_by(pytestconfig):
+    """A pattern of folders that pytest does not enter has kept hundreds of tests from running."""
+    patterns = pytestconfig.getini("norecursedirs")
+    folders = {p.parent.relative_to(ROOT) for p in (ROOT / "tests").rglob("test_*.py")}
+    passed_by = [f for f in folders if any(fnmatch(part, p) for part in f.parts for p in patterns)]
+    assert folders
+    assert not passed_by
