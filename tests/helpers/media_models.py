@@ -14,8 +14,8 @@ import transformers as hf
 from torch import Tensor
 
 from omnilit.models.architecture import choose_towers
-from omnilit.types import IGNORE, MicroBatch, Origin
-from tests.helpers.models import BASE, VOCAB, random_labels
+from omnilit.types import IGNORE, MicroBatch
+from tests.helpers.models import BASE, VOCAB, packed_row
 
 IMAGE, VIDEO, SOUND, START, END, SOUND_START, SOUND_END = range(VOCAB - 8, VOCAB - 1)
 PATCH, MERGE, BINS = 4, 2, 16
@@ -323,24 +323,12 @@ def _sound_places(family: str, frames: int) -> int:
 
 def pack(samples: Sequence[MediaSample], *, seed: int = 0, keep: float = 0.7) -> MicroBatch:
     """The samples in one row, a share `keep` of the tokens supervised."""
-    ids = torch.cat([one.ids for one in samples])[None]
-    lengths = [len(one.ids) for one in samples]
-    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    generator = torch.Generator().manual_seed(seed)
-    labels = random_labels(ids, bounds, keep=keep, generator=generator)
     names = dict.fromkeys(name for one in samples for name in one.media)
     media = {name: _join([s.media[name] for s in samples if name in s.media]) for name in names}
     if media:
         media["mm_token_type_ids"] = torch.cat([one.token_types for one in samples], dim=1)
-    return MicroBatch(
-        input_ids=ids,
-        labels=labels,
-        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
-        bounds=bounds,
-        origins=tuple(Origin("tiny", "tiny.jsonl", row + 1) for row in range(len(samples))),
-        counts={"tokens": int((labels != IGNORE).sum())},
-        media=media,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return packed_row([one.ids for one in samples], keep=keep, generator=generator, media=media)
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:

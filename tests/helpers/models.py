@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -171,8 +172,20 @@ def packed_batch(
 ) -> MicroBatch:
     """Segments of random tokens in one row, a share `keep` of them supervised."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, vocab, (1, sum(lengths)), generator=generator)
-    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    ids = torch.randint(3, vocab, (sum(lengths),), generator=generator)
+    return packed_row(ids.split(list(lengths)), keep=keep, generator=generator)
+
+
+def packed_row(
+    sequences: Sequence[Tensor],
+    *,
+    keep: float,
+    generator: torch.Generator,
+    media: Mapping[str, Tensor] | None = None,
+) -> MicroBatch:
+    """These sequences of tokens in one row, a share `keep` of them supervised, with their media."""
+    lengths = [len(one) for one in sequences]
+    ids, bounds = torch.cat(list(sequences))[None], [0, *accumulate(lengths)]
     labels = random_labels(ids, bounds, keep=keep, generator=generator)
     return MicroBatch(
         input_ids=ids,
@@ -181,6 +194,7 @@ def packed_batch(
         bounds=bounds,
         origins=tuple(Origin("tiny", "tiny.jsonl", row + 1) for row in range(len(lengths))),
         counts={"tokens": int((labels != IGNORE).sum())},
+        media=media or {},
     )
 
 

@@ -22,8 +22,8 @@ from omnilit.models.media.feed import feature_rows
 from omnilit.models.media.rope_positions import MODALITY, SECONDS, TYPES_NAME, placeholder_id
 from omnilit.models.model_mask import TYPES_NAMES
 from omnilit.models.towers import asked_of_features, base_of, features_name, media_kinds
-from omnilit.types import IGNORE, MODALITIES, MicroBatch, Origin
-from tests.helpers.models import random_labels
+from omnilit.types import IGNORE, MODALITIES, MicroBatch
+from tests.helpers.models import packed_row
 
 TEXT: Final = range(40, 100)  # what is before are placeholders and the like
 KEEP: Final = 0.7
@@ -166,11 +166,6 @@ def media_samples(model: PreTrainedModel) -> list[list[MediaSample]]:
 
 def pack_media(model: PreTrainedModel, samples: Sequence[MediaSample], *, seed: int) -> MicroBatch:
     """The samples in one row, a share of the tokens supervised."""
-    ids = torch.cat([one.ids for one in samples])[None]
-    lengths = [len(one.ids) for one in samples]
-    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    generator = torch.Generator().manual_seed(seed)
-    labels = random_labels(ids, bounds, keep=KEEP, generator=generator)
     names = dict.fromkeys(name for one in samples for name in one.media)
     base = base_of(model)
     media = {
@@ -178,15 +173,8 @@ def pack_media(model: PreTrainedModel, samples: Sequence[MediaSample], *, seed: 
     }
     if media:
         media[TYPES_NAME] = torch.cat([one.types for one in samples])[None]
-    return MicroBatch(
-        input_ids=ids,
-        labels=labels,
-        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
-        bounds=bounds,
-        origins=tuple(Origin("tiny", "tiny.jsonl", row + 1) for row in range(len(samples))),
-        counts={"tokens": int((labels != IGNORE).sum())},
-        media=media,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return packed_row([one.ids for one in samples], keep=KEEP, generator=generator, media=media)
 
 
 def sample_inputs(model: PreTrainedModel, sample: MediaSample) -> dict[str, Tensor]:
