@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -97,7 +97,10 @@ def _draw_image(medium: Medium, origin: Origin) -> Picture:
 
 
 def _draw_video(medium: Medium, origin: Origin) -> Picture:
-    clip = _read_plan(medium) or plan_video(medium, origin, MediaConfig(), 1)
+    if medium.plan:  # as its text says
+        clip = Clip.of_plan(json.loads(medium.plan))
+    else:
+        clip = plan_video(medium, origin, MediaConfig(), 1)
     chosen = np.linspace(0, len(clip.indices) - 1, min(NUM_FRAMES, len(clip.indices))).round()
     indices = tuple(clip.indices[int(i)] for i in chosen)
     small = clip._replace(size=_fit(clip.size), indices=indices)
@@ -127,14 +130,6 @@ def _fit(size: tuple[int, int]) -> tuple[int, int]:
     """A height and width within `SIDE`, of the same shape; small ones as they are."""
     share = min(1.0, SIDE / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
-
-
-def _read_plan(medium: Medium) -> Clip | None:
-    """The frames that were chosen of a video when its text was written."""
-    if not medium.plan:
-        return None
-    plan: Any = json.loads(medium.plan)
-    return Clip(tuple(plan["size"]), tuple(plan["indices"]), plan["fps"], plan["total"])
 
 
 _DRAW: Final[Mapping[str, Callable[[Medium, Origin], Picture]]] = MappingProxyType(

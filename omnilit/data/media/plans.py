@@ -63,8 +63,7 @@ def decode_media(media: Sequence[tuple[Medium, Origin]], processor: MediaProcess
             height, width = plan["size"]
             decoded.images.append(read_image(medium, origin, (height, width)))
         elif medium.kind == "video":
-            height, width = plan["size"]
-            clip = Clip((height, width), tuple(plan["indices"]), plan["fps"], plan["total"])
+            clip = Clip.of_plan(plan)
             decoded.clips.append(clip)
             decoded.videos.append(read_video(medium, origin, clip))
         if plan.get(SAMPLES):

@@ -60,6 +60,12 @@ class Clip(NamedTuple):
     fps: float
     total: int
 
+    @classmethod
+    def of_plan(cls, plan: Mapping[str, Any]) -> Clip:
+        """What was planned of a video when its text was written, read from JSON."""
+        height, width = plan["size"]
+        return cls((height, width), tuple(plan["indices"]), plan["fps"], plan["total"])
+
 
 class Decoded(NamedTuple):
     """What was read of the media of a micro-batch, in the order of their places.
