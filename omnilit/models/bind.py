@@ -23,7 +23,7 @@ from omnilit.models.calls import CallCounter
 from omnilit.models.class_head import ClassHead
 from omnilit.models.class_labels import is_classifier
 from omnilit.models.media.feed import MediaFeed
-from omnilit.models.model_mask import block_types_name
+from omnilit.models.model_mask import sees_ahead
 from omnilit.models.namespaces import copy_space, own_forward, rebuild_forward
 from omnilit.types import MicroBatch
 
@@ -200,7 +200,7 @@ def bind_kernels(
         KernelError: A backend that was given by name has no place in this model, or cannot do what
             its attention asks.
     """
-    has_masks = takes_media and block_types_name(model) is not None
+    has_masks = takes_media and sees_ahead(model)
     kernels = attention_fit.fit_attention(model, kernels, has_masks=has_masks)
     counter, run = CallCounter(), attention.PackedRun()
     found = {field: find(model) for field, find in _FINDERS.items()}

@@ -7,7 +7,6 @@ what it is told but keeps it, so that attention can ask within a segment.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,9 +14,9 @@ from typing import Any, Final
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from omnilit.models.towers import base_of
+from omnilit.models.towers import base_of, source_of_forward
 
-TYPES_NAMES: Final = ("token_type_ids", "mm_token_type_ids")
+TYPES_NAMES: Final = ("token_type_ids", "mm_token_type_ids")  # of which tokens media take the place
 _BLOCKS: Final = "block_sequence_ids"  # what transformers calls the tokens that see each other
 _PREFIX: Final = "token_type_ids == 0"  # a whole prompt sees itself, which types of tokens tell
 
@@ -47,20 +46,11 @@ def keep_mask(*, mask_function: Callable[..., Tensor], kv_offset: int = 0, **_: 
     return ModelMask(mask_function, kv_offset)
 
 
-def block_types_name(model: PreTrainedModel) -> str | None:
-    """What a model's forward calls the types of tokens that say which see each other.
-
-    Returns:
-        None where no token sees those behind it.
-    """
-    base = type(base_of(model))
-    source = inspect.getsource(inspect.unwrap(base.forward))
-    taken = inspect.signature(type(model).forward).parameters
-    if _BLOCKS not in source:
-        return None
-    return next((name for name in TYPES_NAMES if name in taken), None)
+def sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether some tokens see those behind them, as the model's code tells transformers."""
+    return _BLOCKS in source_of_forward(base_of(model))
 
 
 def sees_prompts(model: PreTrainedModel) -> bool:
     """Whether all tokens of a prompt see each other, which records do not tell from answers."""
-    return _PREFIX in inspect.getsource(inspect.unwrap(type(base_of(model)).forward))
+    return _PREFIX in source_of_forward(base_of(model))

@@ -8,6 +8,7 @@ transformers names them alike in all its models: `get_encoder` and `get_decoder`
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,6 +35,15 @@ def asked_of_features(base: PreTrainedModel, kind: str) -> Mapping[str, inspect.
     """What a base model's own code wants to know of one kind of media."""
     code: Any = getattr(type(base), features_name(kind))
     return inspect.signature(inspect.unwrap(code)).parameters
+
+
+def source_of_forward(base: PreTrainedModel) -> str:
+    """The code of a base model's forward, and of those of its own methods that it calls."""
+    known: Any = type(base)
+    source = inspect.getsource(inspect.unwrap(known.forward))
+    called = [getattr(known, name, None) for name in re.findall(r"self\.(\w+)\(", source)]
+    methods = [inspect.unwrap(one) for one in called if inspect.isfunction(one)]
+    return "".join([source, *map(inspect.getsource, methods)])
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -34,9 +34,10 @@ from omnilit.models.media.rope_positions import (
     has_rope_positions,
     is_place,
     rope_positions,
+    token_types,
 )
 from omnilit.models.media.routes import RowPlaces, build_route
-from omnilit.models.model_mask import block_types_name
+from omnilit.models.model_mask import TYPES_NAMES, sees_ahead
 from omnilit.models.towers import base_of, features_name, grid_kinds, media_kinds
 from omnilit.parallel.sequence import pad_row
 from omnilit.types import MODALITIES, Grid, MediaRoute, MicroBatch, TowerWork, grid_name
@@ -66,7 +67,7 @@ class MediaFeed:
         self._base = base
         self._movable = grid_kinds(model)
         self._taken = frozenset(inspect.signature(type(model).forward).parameters)
-        self._types_name = block_types_name(model)
+        self._sees_ahead = sees_ahead(model)
         self._batch: MicroBatch | None = None
         self._blank: frozenset[str] = frozenset()
         self._is_inside = False
@@ -162,8 +163,9 @@ class MediaFeed:
             given |= blank_media(self._base, kind, device=batch.input_ids.device)
         inputs = {name: value for name, value in given.items() if name in self._taken}
         inputs.pop(TYPES_NAME, None)  # positions are there already
-        if self._types_name is not None:
-            inputs[self._types_name] = self._place_types(batch)
+        if self._sees_ahead:
+            types = self._own_types(batch)
+            inputs |= {name: types for name in TYPES_NAMES if name in self._taken}
             # without it transformers takes places in a row for places in its sequences, where
             # positions begin anew: blocks of tokens would be looked for at others' places
             inputs["attention_mask"] = torch.ones_like(batch.input_ids)
@@ -227,21 +229,13 @@ class MediaFeed:
             return [level.clone() for level in levels]
         return self.ranks.bring_features([_rows(level) for level in levels], route)
 
-    def _place_types(self, batch: MicroBatch) -> Tensor:
-        """Of which kind of media each token of a whole row is the place, int64 [1, T]."""
-        types = torch.zeros_like(batch.input_ids)
-        for kind, number in TYPES.items():
-            mask = is_place(self._base.config, batch.media, batch.input_ids[0], kind)
-            types[0, mask] = number
-        return types
-
     def _own_types(self, batch: MicroBatch) -> Tensor:
         """Of what kind each token here is, int64 [1, T]."""
         types, own = batch.media.get(TYPES_NAME), batch.row_index
-        if types is None:
-            return torch.zeros_like(batch.input_ids)
-        types = pad(types, (0, batch.bounds[-1] - types.shape[-1]))  # as its row got some since
-        return types if own is None else types[..., own[0]]
+        if types is None or own is None:
+            return token_types(self._base.config, batch.media, batch.input_ids[0])[None]
+        # of the whole row, which got padding since
+        return pad(types, (0, batch.bounds[-1] - types.shape[-1]))[..., own[0]]
 
     def _tell_apart(self) -> None:
         """Let types say which places are whose where images and videos have one token."""

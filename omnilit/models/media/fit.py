@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import textwrap
 from typing import Final
 
@@ -13,11 +12,19 @@ from transformers import PreTrainedModel
 
 from omnilit.errors import ConfigError
 from omnilit.models.media.rope_positions import MODALITY
-from omnilit.models.model_mask import block_types_name, sees_prompts
-from omnilit.models.towers import asked_of_features, base_of, features_name, grid_kinds, media_kinds
+from omnilit.models.model_mask import sees_ahead, sees_prompts
+from omnilit.models.towers import (
+    asked_of_features,
+    base_of,
+    features_name,
+    grid_kinds,
+    media_kinds,
+    source_of_forward,
+)
 
 BALANCE: Final = "model.encoder_data_balance"
 FIELDS: Final = ("pooler_output", "last_hidden_state")
+HANDS_ON_TYPES: Final = "token_type_ids=token_type_ids"  # to what makes a mask of them
 LOCAL_VIEWS: Final = "num_local_patches"  # how many cut-outs of each image a tower is given
 
 
@@ -28,7 +35,7 @@ def refuse_unfeedable(model: PreTrainedModel) -> None:
         ConfigError: With the reason.
     """
     base = base_of(model)
-    source = _source_of_forward(type(base))
+    source = source_of_forward(base)
     reason = ""
     if not media_kinds(model):
         reason = "it has no get_image_features to ask for them"
@@ -36,6 +43,8 @@ def refuse_unfeedable(model: PreTrainedModel) -> None:
         reason = "its media do not take the place of tokens"
     elif sees_prompts(model):
         reason = "all tokens of a prompt see each other, and rows do not say where prompts end"
+    elif HANDS_ON_TYPES in source and not sees_ahead(model):
+        reason = "tokens of an image see those behind them, and its code does not say which"
     elif any(isinstance(module, _BatchNorm) for module in base.modules()):
         reason = "its tower norms what it sees by all images of a row at once"
     if reason:
@@ -67,7 +76,7 @@ def refuse_split(model: PreTrainedModel) -> None:
     Raises:
         ConfigError: With what to do.
     """
-    if block_types_name(model) is not None:
+    if sees_ahead(model):
         raise ConfigError(
             key="train.accelerator",
             problem=f"tokens of an image see those behind them in {type(model).__name__}, and "
@@ -96,14 +105,6 @@ def refuse_spread(model: PreTrainedModel) -> None:
             f"own: {reason}, and ranks would wait for each other",
             fix="train in one process, or share rows among all ranks (ulysses_size, tp_size)",
         )
-
-
-def _source_of_forward(known: type[PreTrainedModel]) -> str:
-    """The code of a model's forward, and of those of its own methods that it calls."""
-    source = inspect.getsource(inspect.unwrap(known.forward))
-    called = [getattr(known, name, None) for name in re.findall(r"self\.(\w+)\(", source)]
-    methods = [inspect.unwrap(one) for one in called if inspect.isfunction(one)]
-    return "".join([source, *map(inspect.getsource, methods)])
 
 
 def feature_fields(known: type[PreTrainedModel], kind: str) -> list[str]:

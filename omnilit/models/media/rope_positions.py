@@ -59,9 +59,25 @@ def is_place(
     """
     token = placeholder_id(config, kind)
     if kind in TYPES and config.model_type in VIDEOS_AS_IMAGES and TYPES_NAME in media:
-        types = media[TYPES_NAME][0, start : start + len(ids)]
-        return pad(types, (0, len(ids) - len(types))) == TYPES[kind]
+        return token_types(config, media, ids, start) == TYPES[kind]
     return torch.zeros_like(ids).bool() if token is None else ids == token
+
+
+def token_types(
+    config: PreTrainedConfig, media: Mapping[str, Tensor], ids: Tensor, start: int = 0
+) -> Tensor:
+    """Of what kind tokens are: their number in `TYPES`, 0 for text; arguments as `is_place`'s.
+
+    Returns:
+        int64 [T], as the processor says it, else by the places.
+    """
+    if TYPES_NAME in media:
+        types = media[TYPES_NAME][0, start : start + len(ids)]
+        return pad(types, (0, len(ids) - len(types)))  # a row may have got padding since
+    types = torch.zeros_like(ids)
+    for kind, number in TYPES.items():
+        types[is_place(config, media, ids, kind, start)] = number
+    return types
 
 
 def has_rope_positions(base: PreTrainedModel) -> bool:
@@ -136,7 +152,7 @@ class _SegmentReader:
         if self._has_track(ids):
             given[TRACK] = True
         if TYPES_NAME in self._known:
-            given[TYPES_NAME] = self._token_types(ids, start)
+            given[TYPES_NAME] = token_types(self._base.config, self._media, ids[0], start)[None]
         else:
             given["attention_mask"] = torch.ones_like(ids)
         found, _ = getattr(self._base, METHOD)(ids, **given, **self._seconds(parts["video"]))
@@ -178,14 +194,6 @@ class _SegmentReader:
 
     def _is_place(self, ids: Tensor, kind: str, start: int = 0) -> Tensor:
         return is_place(self._base.config, self._media, ids[0], kind, start)
-
-    def _token_types(self, ids: Tensor, start: int) -> Tensor:
-        if TYPES_NAME in self._media:
-            return self._media[TYPES_NAME][:, start : start + ids.shape[1]]
-        types = torch.zeros_like(ids)
-        for kind, number in TYPES.items():
-            types[0, self._is_place(ids, kind)] = number
-        return types
 
     def _seconds(self, videos: slice | None) -> dict[str, Tensor]:
         """What each frame of these videos stands for, where that is known."""
