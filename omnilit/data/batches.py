@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import active_children
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -26,6 +27,9 @@ from omnilit.types import MicroBatch, Sample
 
 T = TypeVar("T")
 REPORT_S = 2.0
+# Loaders whose workers died. As torch ends a loader it waits without a limit for locks that a dead
+# worker may hold, so these are kept from their end; when the process ends, torch passes them by.
+_ABANDONED: list[Iterator[Any]] = []
 
 
 class SampleSource(Protocol):
@@ -131,10 +135,24 @@ def run_loader(loader: Iterable[T]) -> Iterator[T]:
     Raises:
         DataError: A worker died.
     """
+    others = active_children()
     batches = iter(loader)
+    workers = [child for child in active_children() if child not in others]
     reports = _hold_reports()
-    while (batch := _take(batches, reports)) is not None:
-        yield batch
+    try:
+        while (batch := _take(batches, reports)) is not None:
+            yield batch
+    finally:
+        if any(worker.exitcode for worker in workers):
+            _ABANDONED.append(batches)
+            for worker in workers:
+                worker.kill()
+                worker.join()
+            reports.forget()
+
+
+class _WorkerDied(BaseException):
+    """torch's report. An `Exception` torch would catch, and wait for locks of the dead worker."""
 
 
 class _DeathReports:
@@ -150,7 +168,7 @@ class _DeathReports:
     def __init__(self, handler: Callable[[int, FrameType | None], object] | None) -> None:
         self._handler = handler
         self._is_asked = False
-        self._held: RuntimeError | None = None
+        self._held: _WorkerDied | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal."""
@@ -158,9 +176,11 @@ class _DeathReports:
         try:
             self._handler(number, frame)
         except RuntimeError as error:
-            if self._is_asked or not _is_report(error):
+            if not _is_report(error):
                 raise
-            self._held = error
+            self._held = _WorkerDied(str(error))
+            if self._is_asked:
+                raise self._held from error
 
     def forget(self) -> None:
         """A new loader is not to blame for the workers of another."""
@@ -199,7 +219,7 @@ def _take(batches: Iterator[T], reports: _DeathReports) -> T | None:
                 # It died while handing over a tensor; torch's own report comes by signal.
                 time.sleep(REPORT_S)
                 raise
-    except (RuntimeError, ConnectionError, EOFError) as error:
+    except (_WorkerDied, RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and not _is_report(error):
             raise
         raise DataError(

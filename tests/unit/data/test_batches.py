@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,6 +14,7 @@ import pytest
 
 from omnilit.data.batches import Made, WorkerSettings, load_batches
 from omnilit.errors import DataError
+from omnilit.types import Sample
 from tests.helpers.samples import CountingSource
 
 
@@ -42,6 +45,30 @@ def test_a_worker_that_dies_amid_a_step_is_told_when_data_is_next_asked_for():
     next(running)
     kill_worker()
     assert len(list(load(8))) == 8
+
+
+class Fatal(CountingSource):
+    """A source whose second sample ends its worker while that asks torch whether it should end."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 1:
+            frame = sys._getframe()
+            while "done_event" not in frame.f_locals:
+                assert frame.f_back is not None
+                frame = frame.f_back
+            frame.f_locals["done_event"]._cond.acquire()  # as its is_set() does
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_with_the_lock_of_the_loaders_end_hangs_nothing():
+    before = multiprocessing.active_children()
+    running = load_batches(Fatal([4] * 9), ([i] for i in range(9)), workers=WorkerSettings(2))
+    with pytest.raises(DataError, match="a data worker died"):
+        list(running)
+    del running
+    gc.collect()
+    assert multiprocessing.active_children() == before
 
 
 @pytest.mark.usefixtures("workers_end")
