@@ -30,6 +30,12 @@ PARTS: Final = {
     "video": ("video_processor",),
     "audio": ("feature_extractor", "audio_processor"),
 }
+EDGES: Final = ("shortest_edge", "longest_edge")  # bounds of pixels, where a size has both ...
+PIXELS: Final = dict(zip(EDGES, ("min_pixels", "max_pixels"), strict=True))  # ... to a formula
+BOUNDED: Final = {
+    "image": ("image_max_pixels",),
+    "video": ("video_max_pixels", "video_total_pixels"),
+}
 OFFSETS: Final = "text_replacement_offsets"
 ASKED: Final = {f"return_{OFFSETS}": True, "return_tensors": "pt"}
 TYPES: Final = ("mm_token_type_ids", "token_type_ids")  # which tokens are of which kind
@@ -149,6 +155,27 @@ class MediaProcessor:
         return int(getattr(self._part("video"), "temporal_patch_size", 1))
 
     @cached_property
+    def _sizes(self) -> dict[str, dict[str, int]]:
+        """The fewest and the most pixels that the processor brings images and videos to.
+
+        Its own where it has such bounds, but for its lower one below an upper one of
+        `data.mm_configs`: what these made smaller must not be enlarged again.
+        """
+        found = {}
+        for kind in BOUNDED:
+            preset = getattr(self.processor, f"{kind}s_kwargs", {})  # goes before that of the part
+            size = dict(preset.get("size") or getattr(self._part(kind), "size", None) or {})
+            if all(size.get(name) for name in EDGES):
+                low, high = (size[name] for name in EDGES)
+                if self._is_bounded(kind):
+                    low = min(low, getattr(self.config, f"{kind}_min_pixels") or 1)
+                found[kind] = dict(zip(EDGES, (low, high), strict=True))
+        return found
+
+    def _is_bounded(self, kind: str) -> bool:
+        return any(getattr(self.config, name) for name in BOUNDED[kind])
+
+    @cached_property
     def types_name(self) -> str | None:
         """What the model calls the kinds of its tokens, where it is told them."""
         text = "".join(self.tokens.values()) and self._blank_image((64, 64))
@@ -157,7 +184,8 @@ class MediaProcessor:
     def fingerprint(self) -> str:
         """Another text where the same media have other places."""
         settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
-        return hashlib.blake2b(f"{settings} {self.config}".encode(), digest_size=16).hexdigest()
+        whole = f"{settings} {self.config} {self._sizes}"
+        return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
     def count_places(self, text: str) -> int:
         """Tokens of a text that are places of media."""
@@ -284,12 +312,14 @@ class MediaProcessor:
 
     def _count_image(self, size: tuple[int, int]) -> int:
         part = self._part("image")
-        return int(part.get_number_of_image_patches(*size, {})) // part.merge_size**2
+        bounds = {PIXELS[name]: value for name, value in self._sizes.get("image", {}).items()}
+        return int(part.get_number_of_image_patches(*size, bounds)) // part.merge_size**2
 
     def _write_clip(self, clip: Clip, num_samples: int) -> str:
         part: Any = self._part("video")
         frames = len(clip.indices)
-        patches = int(part.get_num_of_video_patches(frames, *clip.size, {}))
+        sizes = {"size": self._sizes.get("video")}
+        patches = int(part.get_num_of_video_patches(frames, *clip.size, sizes))
         steps = -(-frames // part.temporal_patch_size)
         grid = torch.tensor([[steps, 1, patches // steps]])
         inputs = {"video_grid_thw": grid, SECONDS: [self._seconds(clip)], **_describe([clip])}
@@ -320,6 +350,9 @@ class MediaProcessor:
         processor: Any = self.processor
         if "videos" in given:
             given["do_sample_frames"] = False
+        for kind, size in self._sizes.items():
+            if f"{kind}s" in given and self._is_bounded(kind):
+                given[f"{kind}s_kwargs"] = {"size": size}
         if "audio" in given:
             given["sampling_rate"] = self.sample_rate
         found = processor(text=[text], **ASKED, **given)

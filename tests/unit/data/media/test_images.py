@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from omnilit.config.media import MediaConfig
 from omnilit.data.cache import open_prepared
 from omnilit.data.collate import CollateSettings, collate, filler
 from omnilit.data.files import list_files
@@ -335,3 +336,21 @@ def test_resizing_keeps_within_the_bounds_and_counts_agree(tmp_path: Path):
         batch = collate([sample], CollateSettings(media=media))
         (_, rows, columns) = batch.media["image_grid_thw"][0].tolist()
         assert [rows * 16, columns * 16] == plan["size"]
+
+
+@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen3VL", "Qwen3OmniMoe"])
+def test_a_bound_above_holds_where_the_processor_enlarges_what_is_small(
+    tmp_path: Path, family: Family
+):
+    processor: Any = build_processor(family)
+    processor.image_processor.size = {"shortest_edge": 512**2, "longest_edge": 1024**2}
+    write_image(tmp_path / "a.png", 64, 64)
+    found = []
+    for bounds in ({}, {"image_max_pixels": 64**2}):
+        media = MediaProcessor(processor, MediaConfig(**bounds))
+        (sample,) = encode(media, seen(tmp_path, messages=ask(IMAGE)))
+        batch = collate([sample], CollateSettings(media=media))
+        found.append(int(batch.media["image_grid_thw"].prod()))
+    patch = processor.image_processor.patch_size
+    assert found[0] >= (512 // patch) ** 2
+    assert found[1] == 4 * 4

@@ -214,3 +214,16 @@ def test_a_video_without_frames_is_refused(tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", np.zeros(100), 8000)
     with pytest.raises(DataError, match=r"a\.wav: it has no video"):
         run(media_processor(), tmp_path, video="a.wav")
+
+
+@pytest.mark.parametrize("family", OMNI)
+@pytest.mark.parametrize("bound", ["video_max_pixels", "video_total_pixels"])
+def test_a_bound_above_holds_where_the_processor_enlarges_what_is_small(
+    tmp_path: Path, family: Family, bound: str
+):
+    name = write_video(tmp_path / "a.mkv", 4, 2)
+    free, _ = run(media_processor(family), tmp_path, video=name)
+    media = media_processor(family, **{bound: 4 * SIDE**2 if "total" in bound else SIDE**2})
+    sample, batch = run(media, tmp_path, video=name)
+    assert batch.media["video_grid_thw"].tolist() == [[2, 4, 4]]  # patches of 14 pixels
+    assert len(sample.input_ids) < len(free.input_ids) - 200
