@@ -346,8 +346,8 @@ def test_a_bound_above_holds_where_the_processor_enlarges_what_is_small(
     processor.image_processor.size = {"shortest_edge": 512**2, "longest_edge": 1024**2}
     write_image(tmp_path / "a.png", 64, 64)
     found = []
-    for bounds in ({}, {"image_max_pixels": 64**2}):
-        media = MediaProcessor(processor, MediaConfig(**bounds))
+    for most in (None, 64**2):
+        media = MediaProcessor(processor, MediaConfig(image_max_pixels=most))
         (sample,) = encode(media, seen(tmp_path, messages=ask(IMAGE)))
         batch = collate([sample], CollateSettings(media=media))
         found.append(int(batch.media["image_grid_thw"].prod()))
