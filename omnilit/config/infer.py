@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class InferArguments:
         temperature: Divides the logits before sampling; below 1 sharpens.
         top_p: Sample among the likeliest tokens that reach this probability together.
         max_tokens: Longest answer, in tokens.
+        mm_configs: How images, videos and sounds are prepared, as `data.mm_configs` says it.
     """
 
     model_path: str
@@ -26,3 +28,4 @@ class InferArguments:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
+    mm_configs: dict[str, Any] | None = field(default_factory=dict)

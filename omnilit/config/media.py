@@ -1,15 +1,16 @@
-"""`data.mm_configs`: how images, videos and sounds are prepared."""
+"""`mm_configs`, of `data` and of `infer`: how images, videos and sounds are prepared."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from omnilit.errors import ConfigError, Problem, suggest
 
 KEY: Final = "data.mm_configs"
+INFER_KEY: Final = "infer.mm_configs"
 NUMBERS: Final = ("max_ratio", "fps")
 FLAGS: Final = ("use_audio_in_video",)
 GENERATION: Final = ("generation_ratio", "cfg_ratio")  # of models that make images
@@ -81,26 +82,26 @@ class MediaConfig:
         return aligned if aligned > 0 else rest or factor
 
 
-def read_media_config(values: Mapping[str, Any] | None) -> MediaConfig:
-    """The settings of `data.mm_configs`.
+def read_media_config(values: Mapping[str, Any] | None, key: str = KEY) -> MediaConfig:
+    """The settings of the field `key`.
 
     Raises:
         ConfigError: Everything that is wrong with them.
     """
-    problems = check_media_config(values)
+    problems = check_media_config(values, key)
     if problems:
         raise ConfigError.of(problems)
     return MediaConfig(**(values or {}))
 
 
-def check_media_config(values: Mapping[str, Any] | None) -> list[Problem]:
-    """What is wrong with `data.mm_configs`: unknown keys, types, ranges, what excludes what."""
+def check_media_config(values: Mapping[str, Any] | None, key: str = KEY) -> list[Problem]:
+    """What is wrong with the field `key`: unknown names, types, ranges, what excludes what."""
     given = dict(values or {})
     known = [field.name for field in fields(MediaConfig)]
     problems = [p for name, value in given.items() if (p := _check_one(name, value, known))]
-    if problems:
-        return problems
-    return _check_together(MediaConfig(**given))
+    if not problems:
+        problems = _check_together(MediaConfig(**given))
+    return [replace(problem, key=f"{key}.{problem.key}") for problem in problems]
 
 
 def fit_size(
@@ -131,16 +132,15 @@ def fit_size(
 
 
 def _check_one(name: str, value: object, known: list[str]) -> Problem | None:
-    path = f"{KEY}.{name}"
     if name in GENERATION:
         problem = "it belongs to models that make images, which are not available yet"
-        return Problem(path, problem, "leave it out")
+        return Problem(name, problem, "leave it out")
     if name not in known:
         fix = f"use one of {', '.join(known)}"
-        return Problem(path, f"there is no such setting.{suggest(str(name), known)}", fix)
+        return Problem(name, f"there is no such setting.{suggest(str(name), known)}", fix)
     is_flag = isinstance(value, bool)
     if name in FLAGS:
-        return None if is_flag else Problem(path, f"{value!r} is not true or false", "write one")
+        return None if is_flag else Problem(name, f"{value!r} is not true or false", "write one")
     if value is None and name != "sample_rate":
         return None
     kinds: tuple[type, ...] = (int, float) if name in NUMBERS else (int,)
@@ -148,7 +148,7 @@ def _check_one(name: str, value: object, known: list[str]) -> Problem | None:
     what = "a number above 0" if name in NUMBERS else f"a whole number of at least {least}"
     if not is_flag and isinstance(value, kinds) and _is_in_range(name, value, least):
         return None
-    return Problem(path, f"{value!r} is not {what}", f"write {what}")
+    return Problem(name, f"{value!r} is not {what}", f"write {what}")
 
 
 def _is_in_range(name: str, value: Any, least: int) -> bool:
@@ -174,7 +174,7 @@ def _check_together(config: MediaConfig) -> list[Problem]:
         if least is not None and most is not None and least > most:
             problem = "no number of frames between min_frames and this fits frame_factor"
             found.append(("max_frames", problem, "raise it"))
-    return [Problem(f"{KEY}.{name}", problem, fix) for name, problem, fix in found]
+    return [Problem(name, problem, fix) for name, problem, fix in found]
 
 
 def _check_factor(config: MediaConfig) -> list[tuple[str, str, str]]:

@@ -212,7 +212,10 @@ def _data_rules() -> list[Rule]:
     path = data_rules.TRAIN_PATH
     return [
         Rule(("data.text_keys",), data_rules.text_keys_have_text),
-        Rule((media.KEY,), lambda view: media.check_media_config(view[media.KEY])),
+        *(
+            Rule((key,), lambda view, key=key: media.check_media_config(view[key], key))
+            for key in (media.KEY, media.INFER_KEY)
+        ),
         *(
             Rule(
                 (data_rules.KIND, data_rules.TRANSFORM, field),

@@ -156,7 +156,12 @@ def open_chat(arguments: InferArguments, path: str, device: str, out: TextIO) ->
     tokenizer = _load_tokenizer(beside)
     torch.manual_seed(arguments.seed)
     model = (_load_adapted(path) if is_adapter(path) else _load_model(path)).eval()
-    reader = open_reader(beside, tokenizer, takes_media=takes_media(model.config))
+    reader = open_reader(
+        beside,
+        tokenizer,
+        takes_media=takes_media(model.config),
+        settings=arguments.mm_configs,
+    )
     cast("torch.nn.Module", model).to(device)
     return Chat(model, reader, arguments, out)
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from omnilit.config.media import MediaConfig
+from omnilit.config.media import INFER_KEY, read_media_config
 from omnilit.data.encode import Tokens
 from omnilit.data.media.load import load_media, token_types
 from omnilit.data.media.places import expand, find_blocks
-from omnilit.data.media.processor import MediaProcessor, find_processor, hearing_rate
+from omnilit.data.media.processor import (
+    MediaProcessor,
+    check_hearing,
+    find_processor,
+    hearing_rate,
+)
 from omnilit.data.messages import Conversation
 from omnilit.data.refusals import refuse
 from omnilit.data.templates import ChatTemplate, Rendered, select_template
@@ -76,7 +82,11 @@ class QuestionReader:
 
 
 def open_reader(
-    path: str, tokenizer: PreTrainedTokenizerBase, *, takes_media: bool
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    takes_media: bool,
+    settings: Mapping[str, Any] | None = None,
 ) -> QuestionReader:
     """How questions are written for a model.
 
@@ -84,9 +94,11 @@ def open_reader(
         path: Folder of the tokenizer, or a name on the hub.
         tokenizer: Read from there.
         takes_media: Whether the model has towers, so that a processor is looked for.
+        settings: `infer.mm_configs`.
 
     Raises:
-        ConfigError: The processor cannot be loaded, or there is no chat template.
+        ConfigError: The processor cannot be loaded, or there is no chat template, or the settings
+            do not fit.
     """
     processor = find_processor(path, key=KEY) if takes_media else None
     if not tokenizer.chat_template and not getattr(processor, "chat_template", None):
@@ -99,5 +111,7 @@ def open_reader(
     if processor is None:
         return QuestionReader(tokenizer, template)
     rate = hearing_rate(processor)
-    config = MediaConfig() if rate is None else MediaConfig(sample_rate=rate)
-    return QuestionReader(tokenizer, template, MediaProcessor(processor, config))
+    heard = {} if rate is None else {"sample_rate": rate}
+    media = MediaProcessor(processor, read_media_config({**heard, **(settings or {})}, INFER_KEY))
+    check_hearing(media, INFER_KEY)
+    return QuestionReader(tokenizer, template, media)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from omnilit.config.media import KEY as DATA_KEY
 from omnilit.config.media import MediaConfig
 from omnilit.errors import ConfigError
 from omnilit.types import MODALITIES
@@ -30,8 +31,8 @@ PARTS: Final = {
     "video": ("video_processor",),
     "audio": ("feature_extractor", "audio_processor"),
 }
-EDGES: Final = ("shortest_edge", "longest_edge")  # bounds of pixels, where a size has both ...
-PIXELS: Final = dict(zip(EDGES, ("min_pixels", "max_pixels"), strict=True))  # ... to a formula
+# Bounds of pixels, where a size has both; and what formulas for images call them
+EDGES: Final = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 BOUNDED: Final = {
     "image": ("image_max_pixels",),
     "video": ("video_max_pixels", "video_total_pixels"),
@@ -312,7 +313,7 @@ class MediaProcessor:
 
     def _count_image(self, size: tuple[int, int]) -> int:
         part = self._part("image")
-        bounds = {PIXELS[name]: value for name, value in self._sizes.get("image", {}).items()}
+        bounds = {EDGES[name]: value for name, value in self._sizes.get("image", {}).items()}
         return int(part.get_number_of_image_patches(*size, bounds)) // part.merge_size**2
 
     def _write_clip(self, clip: Clip, num_samples: int) -> str:
@@ -421,15 +422,19 @@ def hearing_rate(processor: ProcessorMixin) -> int | None:
     return getattr(extractor, "sampling_rate", None)
 
 
-def check_hearing(media: MediaProcessor) -> None:
+def check_hearing(media: MediaProcessor, key: str = DATA_KEY) -> None:
     """See that sounds are brought to what the model hears, and those of videos heard at all.
 
+    Args:
+        media: To be seen through.
+        key: The field that its settings come from.
+
     Raises:
-        ConfigError: `data.mm_configs` says otherwise.
+        ConfigError: These say otherwise.
     """
     if media.config.use_audio_in_video and not media.hears_videos:
         raise ConfigError(
-            key="data.mm_configs.use_audio_in_video",
+            key=f"{key}.use_audio_in_video",
             problem=f"{type(media.processor).__name__} takes no sound with a video",
             fix="leave it out, or train a model that hears and sees, such as Qwen2.5-Omni",
         )
@@ -437,7 +442,7 @@ def check_hearing(media: MediaProcessor) -> None:
     if rate is None or rate == media.sample_rate:
         return
     raise ConfigError(
-        key="data.mm_configs.sample_rate",
+        key=f"{key}.sample_rate",
         problem=f"{media.sample_rate} samples a second, where the model hears {rate}",
         fix=f"give {rate}",
     )

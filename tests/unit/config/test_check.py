@@ -57,7 +57,7 @@ def test_five_mistakes_are_five_problems_and_the_good_values_stay(fields: list[F
             (
                 "infer.sed: unknown key 'sed' (did you mean 'seed'?). To fix: use one of the keys "
                 "under infer: model_path, tokenizer_path, seed, do_sample, temperature, top_p, "
-                "max_tokens."
+                "max_tokens, mm_configs."
             ),
         ),
         (

@@ -28,6 +28,7 @@ ADDED = {
     "dpo_config.precompute_reference",
     "dpo_config.simpo_gamma",
     "imports",
+    "infer.mm_configs",
     "model.label_names",
     "model.lora.adapter_path",
     "model.lora.alpha",

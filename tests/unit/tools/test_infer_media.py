@@ -114,6 +114,29 @@ def test_an_image_of_the_command_line_gives_the_text_of_transformers_own_generat
     assert texts[0] != texts[1]
 
 
+def test_images_are_prepared_as_mm_configs_say(folder, capsys):
+    argv = ["--infer.model_path", str(folder), *GREEDY, "--image", str(folder / "a.png")]
+    bounds = "{image_max_pixels: 2048}"
+    assert run([*argv, "--prompt", "Which?", "--infer.mm_configs", bounds]) == 0
+    text = capsys.readouterr().out.removesuffix("\n")
+    small = image(folder, "a.png")["image"].resize((55, 36))
+    assert text == generate_plain(folder, user({"type": "image", "image": small}, "Which?"))[0]
+    assert text != generate_plain(folder, user(image(folder, "a.png"), "Which?"))[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("{fpz: 2}", r"infer\.mm_configs\.fpz: there is no such setting"),
+        ("{use_audio_in_video: true}", r"infer\.mm_configs\.use_audio_in_video: .* takes no sound"),
+    ],
+)
+def test_wrong_settings_of_media_are_refused(folder, values, message):
+    argv = ["--infer.model_path", str(folder), *GREEDY, "--image", str(folder / "a.png")]
+    with pytest.raises(ConfigError, match=message):
+        run([*argv, "--prompt", "Which?", "--infer.mm_configs", values])
+
+
 def test_a_file_with_media_is_answered_as_by_transformers_whatever_ran_before(
     folder, chat, tmp_path
 ):
