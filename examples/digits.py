@@ -2,8 +2,8 @@
 
 Written to `--out`: `images/`, `train.jsonl` and `eval.jsonl`, whose images are in no row of the
 training, and `model/`: the configuration of a tiny model of the architecture of Qwen3-VL without
-weights, with its tokenizer and processor. With `--videos` and `--sounds` also films of a few digits
-in turn, and tones to be named, in files of their own.
+weights, with its tokenizer and processor. With `--omni` also films of two digits in turn and tones
+to be named, in files of their own, and `omni/`: a model like Qwen2.5-Omni's thinker, which hears.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ HELD_OUT: Final = 6  # every so many-th image
 QUESTIONS: Final = ("Which digit is this?", "What number do you see?")
 FILM_QUESTION: Final = "Which digits are shown, in order?"
 NOTE_QUESTION: Final = "Which note is this?"
+FILMS = 1_800
 FILM_DIGITS: Final = 2
 FRAMES_PER_DIGIT: Final = 4
 FPS: Final = 4
+TONES = 720
 RATE: Final = 16_000
 SOUND_S: Final = 0.5
 NOTES: Final = {"C": 261.63, "D": 293.66, "E": 329.63, "F": 349.23, "G": 392.0, "A": 440.0}
@@ -52,6 +54,44 @@ TEMPLATE: Final = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# The language models and towers of both models
+SIZE: Final = {"shortest_edge": SIDE * SIDE, "longest_edge": 64 * SIDE * SIDE}
+KINDS: Final = ("image", "video", "audio")
+EDGES: Final = ("vision_start", "vision_end", "audio_start", "audio_end")
+MEL_BINS: Final = 80
+ROPE: Final = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 4, 4]}
+TEXT: Final = {
+    "vocab_size": 384,
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "max_position_embeddings": 512,
+}
+VISION: Final = {
+    "depth": 2,
+    "hidden_size": 64,
+    "out_hidden_size": 96,
+    "intermediate_size": 128,
+    "num_heads": 4,
+    "in_channels": 3,
+    "patch_size": PATCH,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+AUDIO: Final = {
+    "num_mel_bins": MEL_BINS,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "d_model": 64,
+    "n_window": 25,
+    "output_dim": 96,
+    "max_source_positions": 200,
+    "initializer_range": 0.1,  # with 0.02 positions are all that is heard at first
+}
 
 Row = dict[str, Any]
 
@@ -201,67 +241,71 @@ def write_model(folder: Path) -> None:
     import transformers as hf
 
     tokenizer = build_tokenizer()
-    size = {"shortest_edge": SIDE * SIDE, "longest_edge": 64 * SIDE * SIDE}
-    images = hf.Qwen2VLImageProcessor(patch_size=PATCH, size=size)
-    videos = hf.Qwen3VLVideoProcessor(patch_size=PATCH, size=size, cap_pixels_per_frame=False)
+    videos = hf.Qwen3VLVideoProcessor(patch_size=PATCH, size=SIZE, cap_pixels_per_frame=False)
+    images = hf.Qwen2VLImageProcessor(patch_size=PATCH, size=SIZE)
     processor = hf.Qwen3VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE)
-    processor.save_pretrained(folder)
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ID_NAMES}
-    rotary = {"rope_type": "default", "rope_theta": 10_000.0}
+    ids = token_ids(tokenizer)
     config = hf.Qwen3VLConfig(
-        text_config={
-            "vocab_size": 384,
-            "hidden_size": 96,
-            "intermediate_size": 192,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 24,
-            "max_position_embeddings": 512,
-            "rope_parameters": {**rotary, "mrope_section": [4, 4, 4], "mrope_interleaved": True},
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "out_hidden_size": 96,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "in_channels": 3,
-            "patch_size": PATCH,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0],
-        },
+        text_config={**TEXT, "rope_parameters": {**ROPE, "mrope_interleaved": True}},
+        vision_config={**VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"],
         vision_end_token_id=ids["vision_end"],
         tie_word_embeddings=True,
     )
-    config.architectures = ["Qwen3VLForConditionalGeneration"]
+    save_model(folder, processor, config, "Qwen3VLForConditionalGeneration")
+
+
+def write_omni_model(folder: Path) -> None:
+    """The same of a model that hears, too."""
+    import transformers as hf
+
+    tokenizer = build_tokenizer()
+    videos = hf.Qwen2VLVideoProcessor(patch_size=PATCH, size=SIZE)
+    images = hf.Qwen2VLImageProcessor(patch_size=PATCH, size=SIZE)
+    ears = hf.WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=4, padding_side="right")
+    processor = hf.Qwen2_5OmniProcessor(images, videos, ears, tokenizer, chat_template=TEMPLATE)
+    ids = token_ids(tokenizer)
+    tokens: dict[str, Any] = {f"{kind}_token_index": ids[f"{kind}_pad"] for kind in KINDS}
+    tokens |= {f"{name}_token_id": ids[name] for name in EDGES}
+    config = hf.Qwen2_5OmniThinkerConfig(
+        text_config={**TEXT, "rope_parameters": ROPE},
+        vision_config={**VISION, "window_size": SIDE, "fullatt_block_indexes": [1]},
+        audio_config=AUDIO,
+        tie_word_embeddings=True,
+        **tokens,
+    )
+    save_model(folder, processor, config, "Qwen2_5OmniThinkerForConditionalGeneration")
+
+
+def save_model(folder: Path, processor: Any, config: Any, class_name: str) -> None:
+    """The files of a model without weights."""
+    processor.save_pretrained(folder)
+    config.architectures = [class_name]
     config.save_pretrained(folder)
 
 
-ID_NAMES: Final = ("image_pad", "video_pad", "vision_start", "vision_end")
+def token_ids(tokenizer: Any) -> dict[str, int]:
+    """Ids of the special tokens, by what stands between their bars."""
+    return {name[2:-2]: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write data and model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--videos", type=int, default=0, metavar="N", help="films to make")
-    parser.add_argument("--sounds", type=int, default=0, metavar="N", help="tones to make")
+    parser.add_argument("--omni", action="store_true", help="films, tones and a model for them")
     arguments = parser.parse_args(argv)
     import omnilit  # noqa: F401 - makes torchvision importable, see there
 
     images, labels = load_images()
     numbers = write_images(arguments.out, images, labels)
-    if arguments.videos:
-        numbers |= write_videos(arguments.out, images, labels, arguments.videos)
-    if arguments.sounds:
-        numbers |= write_sounds(arguments.out, arguments.sounds)
     write_model(arguments.out / "model")
+    if arguments.omni:
+        numbers |= write_videos(arguments.out, images, labels, FILMS)
+        numbers |= write_sounds(arguments.out, TONES)
+        write_omni_model(arguments.out / "omni")
     print(f"{arguments.out}: {', '.join(f'{n} {name}' for name, n in numbers.items())}, model")
     return 0
 

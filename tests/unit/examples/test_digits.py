@@ -28,7 +28,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     out = tmp_path_factory.mktemp("digits")
-    module.main(["--out", str(out), "--videos", "2", "--sounds", "12"])
+    vars(module).update(FILMS=7, TONES=42)
+    module.main(["--out", str(out), "--omni"])
     return out
 
 
