@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,28 +111,48 @@ def run(folder: Path, precision: str, is_on: bool) -> Any:
     return training.numbers(log), training.weights_of(module), num_graphs
 
 
-# fp32: another order of sums, through ten steps. bf16: the compiler rounds once where separate
-# operations round each time, at 2**-8 a rounding; the loss is a mean over many of them.
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 5e-3)])
-def test_ten_steps_on_two_ranks_compiled_and_not(precision, bound, tmp_path, capsys):
-    training.write_model(tmp_path / "model")
-    training.write_conversations(tmp_path / "train.jsonl", 60)
-    training.write_conversations(tmp_path / "eval.jsonl", 9, seed=1)
-    arguments: dict[str, Any] = {"tmp_path": tmp_path, "timeout_s": 800}
-    (plain, first, _), _ = run_ranks(run, 2, tmp_path, precision, False, **arguments)
-    (compiled, last, graphs), _ = run_ranks(run, 2, tmp_path, precision, True, **arguments)
-    apart = {
-        name: max(abs(a[i] - b[i]) / b[i] for a, b in zip(compiled, plain, strict=True))
+@pytest.fixture(scope="module")
+def plain_steps(tmp_path_factory):
+    """The folder of a model and its data, and ten steps there on 2 ranks in fp32, not compiled."""
+    folder = tmp_path_factory.mktemp("compiled")
+    training.write_model(folder / "model")
+    training.write_conversations(folder / "train.jsonl", 60)
+    training.write_conversations(folder / "eval.jsonl", 9, seed=1)
+    return folder, run_on_two(folder, "fp32", False)
+
+
+def run_on_two(folder: Path, precision: str, is_on: bool) -> Any:
+    found, _ = run_ranks(run, 2, folder, precision, is_on, tmp_path=folder, timeout_s=800)
+    return found
+
+
+def apart(steps: Sequence[Any], others: Sequence[Any]) -> dict[str, list[float]]:
+    """By which part of them losses and gradient norms of two runs differ, step by step."""
+    return {
+        name: [abs(a[i] / b[i] - 1) for a, b in zip(steps, others, strict=True)]
         for i, name in ((1, "loss"), (2, "grad_norm"))
     }
-    bias = sum(a[1] - b[1] for a, b in zip(compiled, plain, strict=True)) / len(plain)
+
+
+def test_ten_steps_on_two_ranks_are_those_of_blocks_not_compiled(plain_steps, capsys):
+    folder, (plain, first, _) = plain_steps
+    compiled, last, graphs = run_on_two(folder, "fp32", True)
+    worst = {name: max(values) for name, values in apart(compiled, plain).items()}
     weights = max(float((last[name] - first[name]).abs().max()) for name in first)
-    say(
-        capsys,
-        f"{precision}, 10 steps on 2 ranks, {graphs} graphs: compiled and not are "
-        f"apart by {apart}, mean signed {bias:.1e} in the loss, {weights:.1e} in weights",
-    )
+    say(capsys, f"fp32, 10 steps on 2 ranks, {graphs} graphs: {worst}, {weights:.1e} in weights")
     assert graphs <= 16
-    assert apart["loss"] <= bound
-    assert apart["grad_norm"] <= 10 * bound
-    assert abs(bias) <= bound
+    assert worst["loss"] <= 1e-5  # another order of sums
+    assert worst["grad_norm"] <= 1e-4
+
+
+def test_ten_steps_in_bf16_are_as_near_to_fp32_compiled_as_not(plain_steps, capsys):
+    folder, (exact, _, _) = plain_steps
+    runs = {is_on: run_on_two(folder, "bf16", is_on) for is_on in (True, False)}
+    ours, eager = (
+        {name: statistics.fmean(values) for name, values in apart(runs[is_on][0], exact).items()}
+        for is_on in (True, False)
+    )
+    say(capsys, f"bf16, 10 steps on 2 ranks: {ours} from fp32 compiled, {eager} not compiled")
+    assert runs[True][2] <= 16
+    # The compiler rounds once where separate operations round each time, so it should be nearer
+    assert all(0 < ours[name] <= 1.5 * eager[name] for name in eager)
