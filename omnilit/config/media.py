@@ -115,7 +115,8 @@ def fit_size(
     """A size near another one: sides multiples of `factor`, pixels within bounds.
 
     No side is less than one `factor`, so the largest number of pixels gives way where an image
-    is very long. The shape is kept but for the rounding.
+    is very long. Where both bounds cannot be met the upper one is. The shape is kept but for the
+    rounding.
     """
     unit = factor or 1
     new_height = max(unit, round(height / unit) * unit)
@@ -126,8 +127,11 @@ def fit_size(
         new_width = max(unit, math.floor(width / scale / unit) * unit)
     elif min_pixels is not None and new_height * new_width < min_pixels:
         scale = math.sqrt(min_pixels / (height * width))
-        new_height = math.ceil(height * scale / unit) * unit
-        new_width = math.ceil(width * scale / unit) * unit
+        for align in (math.ceil, math.floor):
+            larger = [max(unit, align(side * scale / unit) * unit) for side in (height, width)]
+            if max_pixels is None or math.prod(larger) <= max_pixels:
+                new_height, new_width = larger
+                break
     return new_height, new_width
 
 

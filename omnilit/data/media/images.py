@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from omnilit.config.media import MediaConfig, fit_size
+from omnilit.config.media import MediaConfig
+from omnilit.data.media.bounds import PixelBounds, fit_bounds
 from omnilit.data.media.files import media_error, open_medium
 from omnilit.types import Medium, Origin
 
@@ -59,9 +60,20 @@ def read_image(medium: Medium, origin: Origin, size: tuple[int, int]) -> Image.I
 
 
 def planned_size(
-    medium: Medium, origin: Origin, size: tuple[int, int], config: MediaConfig
+    medium: Medium,
+    origin: Origin,
+    size: tuple[int, int],
+    config: MediaConfig,
+    own: PixelBounds | None = None,
 ) -> tuple[int, int]:
-    """The size that `data.mm_configs` gives an image.
+    """The size that `mm_configs` give an image.
+
+    Args:
+        medium: The image.
+        origin: Of its record.
+        size: Its height and width.
+        config: What they say.
+        own: The processor's bounds.
 
     Raises:
         DataError: Its sides are too different.
@@ -71,15 +83,15 @@ def planned_size(
         raise media_error(
             origin,
             medium,
-            f"it is {width} x {height}, and data.mm_configs.max_ratio is {config.max_ratio:g}",
+            f"it is {width} x {height}, and mm_configs.max_ratio is {config.max_ratio:g}",
             "raise it, cut the image, or remove the record",
         )
-    return fit_size(
-        height,
-        width,
+    return fit_bounds(
+        size,
         factor=config.scale_factor,
-        min_pixels=config.image_min_pixels,
-        max_pixels=config.image_max_pixels,
+        least=config.image_min_pixels,
+        most=config.image_max_pixels,
+        own=own,
     )
 
 

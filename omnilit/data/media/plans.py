@@ -80,12 +80,12 @@ def has_track(medium: Medium) -> bool:
 
 def _plan_image(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
     seen = read_size(medium, origin)
-    size = planned_size(medium, origin, seen, media.config)
+    size = planned_size(medium, origin, seen, media.config, media.bounds.get("image"))
     return {"seen": seen, "size": size}, lambda: media.write_image(size)
 
 
 def _plan_video(medium: Medium, origin: Origin, media: MediaProcessor) -> Planned:
-    clip = plan_video(medium, origin, media.config, media.least_frames)
+    clip = plan_video(medium, origin, media.config, media.least_frames, media.bounds.get("video"))
     if not media.config.use_audio_in_video:
         return clip._asdict(), lambda: media.write_video(clip)
     number = count_track(medium, origin, media.sample_rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from omnilit.config.media import KEY as DATA_KEY
 from omnilit.config.media import MediaConfig
+from omnilit.data.media.bounds import FORMULAS, PixelBounds, find_bounds
 from omnilit.errors import ConfigError
 from omnilit.types import MODALITIES
 
@@ -31,12 +33,6 @@ PARTS: Final = {
     "video": ("video_processor",),
     "audio": ("feature_extractor", "audio_processor"),
 }
-# Bounds of pixels, where a size has both; and what formulas for images call them
-EDGES: Final = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-BOUNDED: Final = {
-    "image": ("image_max_pixels",),
-    "video": ("video_max_pixels", "video_total_pixels"),
-}
 OFFSETS: Final = "text_replacement_offsets"
 ASKED: Final = {f"return_{OFFSETS}": True, "return_tensors": "pt"}
 TYPES: Final = ("mm_token_type_ids", "token_type_ids")  # which tokens are of which kind
@@ -49,6 +45,7 @@ SECONDS: Final = "video_second_per_grid"  # what omni models are told of videos
 # How processors name the tokens around a medium
 AROUND: Final = ("vision", "image", "video", "audio")
 SIDES: Final = (("start", "bos"), ("end", "eos"))  # in front and behind
+CAP: Final = "cap_pixels_per_frame"
 PROBES: Final = ((64, 96), (333, 151))  # heights and widths that a formula is tried with
 
 
@@ -105,7 +102,7 @@ class MediaProcessor:
 
     Args:
         processor: Of transformers.
-        config: `data.mm_configs`.
+        config: `mm_configs`.
     """
 
     processor: ProcessorMixin
@@ -156,25 +153,10 @@ class MediaProcessor:
         return int(getattr(self._part("video"), "temporal_patch_size", 1))
 
     @cached_property
-    def _sizes(self) -> dict[str, dict[str, int]]:
-        """The fewest and the most pixels that the processor brings images and videos to.
-
-        Its own where it has such bounds, but for its lower one below an upper one of
-        `data.mm_configs`: what these made smaller must not be enlarged again.
-        """
-        found = {}
-        for kind in BOUNDED:
-            preset = getattr(self.processor, f"{kind}s_kwargs", {})  # goes before that of the part
-            size = dict(preset.get("size") or getattr(self._part(kind), "size", None) or {})
-            if all(size.get(name) for name in EDGES):
-                low, high = (size[name] for name in EDGES)
-                if self._is_bounded(kind):
-                    low = min(low, getattr(self.config, f"{kind}_min_pixels") or 1)
-                found[kind] = dict(zip(EDGES, (low, high), strict=True))
-        return found
-
-    def _is_bounded(self, kind: str) -> bool:
-        return any(getattr(self.config, name) for name in BOUNDED[kind])
+    def bounds(self) -> dict[str, PixelBounds]:
+        """How many pixels the processor gives images and videos, where it says so."""
+        found = {k: find_bounds(self.processor, self._part(k), k, self.config) for k in FORMULAS}
+        return {kind: bounds for kind, bounds in found.items() if bounds is not None}
 
     @cached_property
     def types_name(self) -> str | None:
@@ -185,7 +167,8 @@ class MediaProcessor:
     def fingerprint(self) -> str:
         """Another text where the same media have other places."""
         settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
-        whole = f"{settings} {self.config} {self._sizes}"
+        yielding = {kind: one.size() for kind, one in self.bounds.items() if one.gives_way}
+        whole = f"{settings} {self.config} {yielding}"
         return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
     def count_places(self, text: str) -> int:
@@ -206,7 +189,7 @@ class MediaProcessor:
         """What stands in the text for an image.
 
         Args:
-            size: Its height and width, as `data.mm_configs` leave it.
+            size: Its height and width, as `mm_configs` leave it.
 
         Raises:
             ValueError: The processor takes no such image.
@@ -289,7 +272,7 @@ class MediaProcessor:
     def _has_image_formula(self) -> bool:
         """Whether images are so many tokens as the processor's formula says, and nothing more."""
         part = self._part("image")
-        if not hasattr(part, "get_number_of_image_patches") or not hasattr(part, "merge_size"):
+        if not hasattr(part, FORMULAS["image"]) or not hasattr(part, "merge_size"):
             return False
         token = self.tokens["image"]
         return all(
@@ -301,8 +284,11 @@ class MediaProcessor:
     def _has_video_formula(self) -> bool:
         """The same of videos, whose text the processor writes from the numbers of patches."""
         part = self._part("video")
-        if not hasattr(part, "get_num_of_video_patches") or not hasattr(part, "merge_size"):
+        formula = getattr(part, FORMULAS["video"], None)
+        if formula is None or not hasattr(part, "merge_size"):
             return False
+        if getattr(part, CAP, False) and CAP not in inspect.getsource(formula):
+            return False  # with many frames, which are too many to try, it would be wrong
         clips = [Clip(size, (0, 2, 4, 6), 8.0, 9) for size in PROBES]
         sounds = (0, 5 * self.sample_rate // 2) if self.hears_videos else (0,)
         return all(
@@ -313,16 +299,22 @@ class MediaProcessor:
 
     def _count_image(self, size: tuple[int, int]) -> int:
         part = self._part("image")
-        bounds = {EDGES[name]: value for name, value in self._sizes.get("image", {}).items()}
-        return int(part.get_number_of_image_patches(*size, bounds)) // part.merge_size**2
+        bounds = self.bounds.get("image")
+        if bounds is None:
+            return int(part.get_number_of_image_patches(*size, {})) // part.merge_size**2
+        return bounds.count_patches(size) // part.merge_size**2
 
     def _write_clip(self, clip: Clip, num_samples: int) -> str:
         part: Any = self._part("video")
         frames = len(clip.indices)
-        sizes = {"size": self._sizes.get("video")}
-        patches = int(part.get_num_of_video_patches(frames, *clip.size, sizes))
-        steps = -(-frames // part.temporal_patch_size)
-        grid = torch.tensor([[steps, 1, patches // steps]])
+        steps, bounds = -(-frames // part.temporal_patch_size), self.bounds.get("video")
+        if bounds is None:
+            patches = int(part.get_num_of_video_patches(frames, *clip.size, {}))
+        else:
+            patches = bounds.count_patches(clip.size, frames)
+        # of this many patches; places in turn with a sound are counted by rows and columns
+        rows = part.merge_size
+        grid = torch.tensor([[steps, rows, patches // (steps * rows)]])
         inputs = {"video_grid_thw": grid, SECONDS: [self._seconds(clip)], **_describe([clip])}
         kwargs: dict[str, Any] = {LOAD_SOUND: bool(num_samples)}  # what omni models ask for
         if num_samples:
@@ -351,9 +343,9 @@ class MediaProcessor:
         processor: Any = self.processor
         if "videos" in given:
             given["do_sample_frames"] = False
-        for kind, size in self._sizes.items():
-            if f"{kind}s" in given and self._is_bounded(kind):
-                given[f"{kind}s_kwargs"] = {"size": size}
+        for kind, bounds in self.bounds.items():
+            if f"{kind}s" in given and bounds.gives_way:
+                given[f"{kind}s_kwargs"] = {"size": bounds.size()}
         if "audio" in given:
             given["sampling_rate"] = self.sample_rate
         found = processor(text=[text], **ASKED, **given)

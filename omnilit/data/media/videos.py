@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnilit.config.media import DEFAULT_FPS, MediaConfig, fit_size
+from omnilit.config.media import DEFAULT_FPS, MediaConfig
+from omnilit.data.media.bounds import PixelBounds, fit_bounds
 from omnilit.data.media.files import media_error, open_medium
 from omnilit.data.media.images import read_image, read_size
 from omnilit.data.media.processor import Clip
@@ -23,7 +24,13 @@ MIN_BOUND: Final = 1.05  # of a share of all pixels, in `video_min_pixels`
 LATE: Final = 0.25  # of a frame's time: how much later a frame may stand than it should
 
 
-def plan_video(medium: Medium, origin: Origin, config: MediaConfig, least: int) -> Clip:
+def plan_video(
+    medium: Medium,
+    origin: Origin,
+    config: MediaConfig,
+    least: int,
+    own: PixelBounds | None = None,
+) -> Clip:
     """The frames that are taken of a video, evenly from its first to its last.
 
     Args:
@@ -31,6 +38,7 @@ def plan_video(medium: Medium, origin: Origin, config: MediaConfig, least: int) 
         origin: Of its record.
         config: Says how many, and of which size.
         least: Frames that the model needs; the last one is taken again where there are fewer.
+        own: The processor's bounds.
 
     Raises:
         DataError: It has no frames, or cannot be read.
@@ -44,7 +52,7 @@ def plan_video(medium: Medium, origin: Origin, config: MediaConfig, least: int) 
     number = config.count_frames(total, fps)
     indices = np.linspace(0, total - 1, min(number, total)).round().astype(int).tolist()
     indices += [indices[-1]] * (max(number, least) - len(indices))
-    return Clip(_fit_frame(size, len(indices), config), tuple(indices), fps, total)
+    return Clip(_fit_frame(size, len(indices), config, own), tuple(indices), fps, total)
 
 
 def read_video(medium: Medium, origin: Origin, clip: Clip) -> Tensor:
@@ -73,14 +81,17 @@ def _times(clip: Clip) -> list[float]:
     return [(index + 1 - LATE) / clip.fps for index in clip.indices]
 
 
-def _fit_frame(size: tuple[int, int], number: int, config: MediaConfig) -> tuple[int, int]:
+def _fit_frame(
+    size: tuple[int, int], number: int, config: MediaConfig, own: PixelBounds | None
+) -> tuple[int, int]:
     least, most = config.video_min_pixels, config.video_max_pixels
     bound: float | None = most
     if config.video_total_pixels is not None:
         share = config.video_total_pixels / number * (config.frame_factor or 1)
         bound = max(min(share, most or math.inf), MIN_BOUND * (least or 0))
-    factor = config.scale_factor
-    return fit_size(*size, factor=factor, min_pixels=least, max_pixels=bound)
+    return fit_bounds(
+        size, factor=config.scale_factor, least=least, most=bound, own=own, frames=number
+    )
 
 
 def _look_at_frames(medium: Medium, origin: Origin) -> tuple[tuple[int, int], float, int]:

@@ -84,6 +84,18 @@ def test_sizes_are_multiples_within_bounds(height, width, factor, least, most):
         assert new == (height, width)
 
 
+@pytest.mark.parametrize(
+    ("size", "bound", "fitted"),
+    [
+        ((20, 20), 50_000, (196, 196)),
+        ((13, 400), 16_384, (28, 392)),
+        ((20, 20), 50_176, (224, 224)),
+    ],
+)
+def test_where_both_bounds_cannot_be_met_the_upper_one_is(size, bound, fitted):
+    assert fit_size(*size, factor=28, min_pixels=bound, max_pixels=bound) == fitted
+
+
 def test_a_side_is_never_rounded_to_nothing():
     height, width = fit_size(10, 8000, factor=28, max_pixels=7840)
     assert height == 28

@@ -339,18 +339,28 @@ def test_resizing_keeps_within_the_bounds_and_counts_agree(tmp_path: Path):
 
 
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen3VL", "Qwen3OmniMoe"])
+@pytest.mark.parametrize("size", [(64, 64), (20, 20), (13, 400), (333, 151)])
 def test_a_bound_above_holds_where_the_processor_enlarges_what_is_small(
-    tmp_path: Path, family: Family
+    tmp_path: Path, family: Family, size: tuple[int, int]
 ):
     processor: Any = build_processor(family)
-    processor.image_processor.size = {"shortest_edge": 512**2, "longest_edge": 1024**2}
-    write_image(tmp_path / "a.png", 64, 64)
-    found = []
-    for most in (None, 64**2):
-        media = MediaProcessor(processor, MediaConfig(image_max_pixels=most))
-        (sample,) = encode(media, seen(tmp_path, messages=ask(IMAGE)))
-        batch = collate([sample], CollateSettings(media=media))
-        found.append(int(batch.media["image_grid_thw"].prod()))
+    low, most = 512**2, 128**2
+    processor.image_processor.size = {"shortest_edge": low, "longest_edge": 1024**2}
     patch = processor.image_processor.patch_size
-    assert found[0] >= (512 // patch) ** 2
-    assert found[1] == 4 * 4
+    write_image(tmp_path / "a.png", *size)
+
+    def sides(**bounds: Any) -> tuple[int, int]:
+        media = MediaProcessor(processor, MediaConfig(**bounds))
+        (sample,) = encode(media, seen(tmp_path, messages=ask(IMAGE)), max_seq_len=4000)
+        grid = collate([sample], CollateSettings(media=media)).media["image_grid_thw"][0]
+        return int(grid[1]) * patch, int(grid[2]) * patch
+
+    free = sides()
+    assert free[0] * free[1] >= low
+    assert sides(image_max_pixels=2 * low) == free  # it binds neither image nor processor
+    height, width = sides(image_max_pixels=most)
+    assert 0.5 * most < height * width <= most  # as large as may be, of much the same shape ...
+    assert height == 2 * patch or height / width == pytest.approx(size[0] / size[1], rel=0.4)
+    height, width = sides(image_max_pixels=most, image_min_pixels=1)
+    if size[0] * size[1] < most:  # ... and here no larger than it is
+        assert (height, width) == tuple(max(1, round(one / patch / 2)) * patch * 2 for one in size)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -227,3 +227,16 @@ def test_a_bound_above_holds_where_the_processor_enlarges_what_is_small(
     sample, batch = run(media, tmp_path, video=name)
     assert batch.media["video_grid_thw"].tolist() == [[2, 4, 4]]  # patches of 14 pixels
     assert len(sample.input_ids) < len(free.input_ids) - 200
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_places_of_images_and_videos_come_of_formulas(family: Family):
+    media = media_processor(family)
+    assert media._has_image_formula
+    assert media._has_video_formula
+
+
+def test_a_formula_that_knows_no_cap_of_long_videos_is_not_asked():
+    media = media_processor("Qwen2VL")
+    media.processor.video_processor.cap_pixels_per_frame = True
+    assert not media._has_video_formula
