@@ -27,9 +27,6 @@ from omnilit.types import MicroBatch, Sample
 
 T = TypeVar("T")
 REPORT_S = 2.0
-# Loaders whose workers died. As torch ends a loader it waits without a limit for locks that a dead
-# worker may hold, so these are kept from their end; when the process ends, torch passes them by.
-_ABANDONED: list[Iterator[Any]] = []
 
 
 class SampleSource(Protocol):
@@ -144,11 +141,11 @@ def run_loader(loader: Iterable[T]) -> Iterator[T]:
             yield batch
     finally:
         if any(worker.exitcode for worker in workers):
-            _ABANDONED.append(batches)
             for worker in workers:
                 worker.kill()
                 worker.join()
             reports.forget()
+            reports.abandoned.append(batches)
 
 
 class _WorkerDied(BaseException):
@@ -161,11 +158,15 @@ class _DeathReports:
     torch raises a report wherever the main thread is at: amid a step of one rank, where nothing
     tells the other ranks. Held until data is asked for, it is an error like any other of the data.
 
+    As torch ends a loader it waits without a limit for locks that a dead worker may hold. Loaders
+    that lost one are kept from that end; when the process ends, torch passes them by.
+
     Args:
         handler: torch's; None where there is none.
     """
 
     def __init__(self, handler: Callable[[int, FrameType | None], object] | None) -> None:
+        self.abandoned: list[Iterator[object]] = []
         self._handler = handler
         self._is_asked = False
         self._held: _WorkerDied | None = None
