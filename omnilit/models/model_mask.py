@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from omnilit.models.towers import base_of, source_of_forward
 
-TYPES_NAMES: Final = ("token_type_ids", "mm_token_type_ids")  # of which tokens media take the place
+# Under which names models are told which tokens stand for images, videos and sounds
+TYPES_NAMES: Final = ("token_type_ids", "mm_token_type_ids")
 _BLOCKS: Final = "block_sequence_ids"  # what transformers calls the tokens that see each other
 _PREFIX: Final = "token_type_ids == 0"  # a whole prompt sees itself, which types of tokens tell
 

@@ -24,7 +24,6 @@ from omnilit.models.towers import (
 
 BALANCE: Final = "model.encoder_data_balance"
 FIELDS: Final = ("pooler_output", "last_hidden_state")
-HANDS_ON_TYPES: Final = "token_type_ids=token_type_ids"  # to what makes a mask of them
 LOCAL_VIEWS: Final = "num_local_patches"  # how many cut-outs of each image a tower is given
 
 
@@ -43,8 +42,6 @@ def refuse_unfeedable(model: PreTrainedModel) -> None:
         reason = "its media do not take the place of tokens"
     elif sees_prompts(model):
         reason = "all tokens of a prompt see each other, and rows do not say where prompts end"
-    elif HANDS_ON_TYPES in source and not sees_ahead(model):
-        reason = "tokens of an image see those behind them, and its code does not say which"
     elif any(isinstance(module, _BatchNorm) for module in base.modules()):
         reason = "its tower norms what it sees by all images of a row at once"
     if reason:

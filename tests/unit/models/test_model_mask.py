@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from omnilit.errors import ConfigError
-from omnilit.models.media import fit
-from omnilit.models.media.fit import refuse_unfeedable
 from omnilit.models.model_mask import keep_mask, sees_ahead
 from tests.helpers.media_models import tiny_media
 
@@ -34,15 +30,6 @@ def test_it_is_found_in_methods_that_the_forward_calls():
     model: Any = Layered()
     assert sees_ahead(model)
     assert not sees_ahead(tiny_media("llava"))
-
-
-def test_types_that_are_handed_on_without_saying_what_for_are_refused(monkeypatch):
-    model = tiny_media("llava")
-    refuse_unfeedable(model)
-    source = "masked_scatter(x); mask(token_type_ids=token_type_ids)"
-    monkeypatch.setattr(fit, "source_of_forward", lambda _: source)
-    with pytest.raises(ConfigError, match="and its code does not say which"):
-        refuse_unfeedable(model)
 
 
 def test_a_kept_mask_is_asked_at_places_behind_those_of_a_window():
