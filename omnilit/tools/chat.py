@@ -92,7 +92,7 @@ class Chat:
             )
         device = self.model.device
         prompt = torch.from_numpy(question.input_ids).long()[None].to(device)
-        loaded = {name: tensor.to(device) for name, tensor in self.reader.load(question).items()}
+        loaded = self.reader.load(question, device)
         self.model.generation_config = self._choose(min(room, self.arguments.max_tokens))
         # the mix-in that has it is typed as a protocol that no model class meets
         generate: Callable[..., torch.Tensor] = cast("Any", self.model).generate

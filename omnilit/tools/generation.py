@@ -137,7 +137,7 @@ def complete(
 def complete_seeing(
     model: PreTrainedModel,
     prompt: Sequence[int],
-    seen: Mapping[str, Tensor],
+    seen: Mapping[str, Any],
     number: int,
     sampler: Sampler,
     *,
@@ -149,7 +149,7 @@ def complete_seeing(
     Args:
         model: In evaluation mode.
         prompt: Token ids.
-        seen: What the model takes beside them.
+        seen: What the model takes beside them, on its device.
         number: Of the prompt, from which its random numbers come.
         sampler: How tokens are chosen.
         max_new_tokens: At most.
@@ -168,7 +168,7 @@ def complete_seeing(
             pad_token_id=min(stop, default=0),
         ),
         logits_processor=[chooser],
-        **{name: tensor.to(model.device) for name, tensor in seen.items()},
+        **seen,
     )
     found = chooser.found
     if found.tokens and found.tokens[-1] in stop:

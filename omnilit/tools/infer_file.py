@@ -140,7 +140,7 @@ def _answer(window: Sequence[Prompt], chat: Chat, batch_size: int) -> dict[int, 
                     chat.model, ids, numbers, sampler, max_new_tokens=room, stop=stop
                 )
             else:
-                seen = chat.reader.load(batch[0].question)
+                seen = chat.reader.load(batch[0].question, chat.model.device)
                 one = complete_seeing(
                     chat.model, ids[0], seen, numbers[0], sampler, max_new_tokens=room, stop=stop
                 )

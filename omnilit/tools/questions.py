@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import numpy as np
-from torch import Tensor
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from omnilit.config.media import INFER_KEY, read_media_config
 from omnilit.data.encode import Tokens
 from omnilit.data.media.load import load_media, token_types
 from omnilit.data.media.places import expand, find_blocks
+from omnilit.data.media.plans import has_track
 from omnilit.data.media.processor import (
     MediaProcessor,
     check_hearing,
     find_processor,
     hearing_rate,
 )
-from omnilit.data.messages import Conversation
+from omnilit.data.messages import Conversation, keep_images
 from omnilit.data.refusals import refuse
 from omnilit.data.templates import ChatTemplate, Rendered, select_template
 from omnilit.errors import ConfigError
+from omnilit.models.media.rope_positions import TRACK
 from omnilit.types import IGNORE, Medium, Record, Sample
 
 KEY: Final = "infer.tokenizer_path"
@@ -53,6 +55,8 @@ class QuestionReader:
         Raises:
             DataError: The template cannot write it, or a medium cannot be used.
         """
+        if self.media is not None and (limit := self.media.config.max_image_nums) is not None:
+            conversation = keep_images(conversation, limit)
         if conversation.media and self.media is None:
             kind = conversation.media[0].kind
             problem = f"the record has {kind}s, and the model takes text alone"
@@ -68,7 +72,7 @@ class QuestionReader:
             find_blocks(Tokens(ids, np.zeros(len(ids), np.bool_)), media, record, self.media)
         return Sample(ids, np.full_like(ids, IGNORE), record.origin, media=media)
 
-    def load(self, question: Sample) -> dict[str, Tensor]:
+    def load(self, question: Sample, device: torch.device) -> dict[str, Any]:
         """What the model takes beside the tokens of a question, under the names of its `forward`.
 
         Raises:
@@ -78,7 +82,11 @@ class QuestionReader:
             return {}
         ids = question.input_ids.astype(np.int64)
         types = token_types(ids, self.media, has_media=bool(question.media))
-        return {**load_media([question], self.media), **types}
+        tensors = {**load_media([question], self.media), **types}
+        found: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+        if any(has_track(medium) for medium in question.media):
+            found[TRACK] = True  # positions of a sound are within those of its video
+        return found
 
 
 def open_reader(
@@ -97,8 +105,8 @@ def open_reader(
         settings: `infer.mm_configs`.
 
     Raises:
-        ConfigError: The processor cannot be loaded, or there is no chat template, or the settings
-            do not fit.
+        ConfigError: The processor cannot be loaded, there is no chat template, or the settings do
+            not fit.
     """
     processor = find_processor(path, key=KEY) if takes_media else None
     if not tokenizer.chat_template and not getattr(processor, "chat_template", None):
@@ -108,6 +116,9 @@ def open_reader(
             fix="use a tokenizer that has one, such as that of the run's export",
         )
     template = select_template("tokenizer", tokenizer, processor)
+    if processor is None and settings:
+        problem = f"the model in {path} has no processor that they are for"
+        raise ConfigError(key=INFER_KEY, problem=problem, fix="leave them out")
     if processor is None:
         return QuestionReader(tokenizer, template)
     rate = hearing_rate(processor)

@@ -158,6 +158,12 @@ def test_run_answers_one_prompt(model_folder, capsys):
     assert first.err == f"model: {model_folder}\n"
 
 
+def test_settings_of_media_are_refused_for_a_model_of_text(model_folder):
+    argv = ["--infer.model_path", str(model_folder), "--infer.mm_configs", "{fps: 4}"]
+    with pytest.raises(ConfigError, match=r"infer\.mm_configs: the model in .* has no processor"):
+        run([*argv, "--prompt", "hi"])
+
+
 def test_run_without_prompt_chats(model_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\nexit\n"))
     assert run(["--infer.model_path", str(model_folder), "--infer.max_tokens", "4"]) == 0

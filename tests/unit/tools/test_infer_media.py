@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -12,17 +12,26 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    Qwen2_5OmniThinkerConfig,
+)
 from transformers.video_utils import VideoMetadata
 
 from omnilit.config import InferArguments
+from omnilit.data.records import to_question
 from omnilit.errors import ConfigError, DataError
 from omnilit.tools.chat import open_chat
 from omnilit.tools.file_request import FileRequest
 from omnilit.tools.infer import parse_request, run
 from omnilit.tools.infer_file import answer_file
+from omnilit.types import Origin, Record
+from tests.helpers.films import tone, write_film
+from tests.helpers.media_models import media_config
 from tests.helpers.media_runs import write_seeing_model
-from tests.helpers.processors import write_image
+from tests.helpers.processors import build_processor, write_image
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (8, 32, 64, 3), dtype=np.uint8)
 GREEDY = ("--infer.do_sample", "false", "--infer.max_tokens", "5")
@@ -122,6 +131,65 @@ def test_images_are_prepared_as_mm_configs_say(folder, capsys):
     small = image(folder, "a.png")["image"].resize((55, 36))
     assert text == generate_plain(folder, user({"type": "image", "image": small}, "Which?"))[0]
     assert text != generate_plain(folder, user(image(folder, "a.png"), "Which?"))[0]
+
+
+def test_images_beyond_the_most_lose_their_places(folder, capsys):
+    argv = ["--infer.model_path", str(folder), *GREEDY, "--image", str(folder / "a.png")]
+    more = ["--image", str(folder / "b.png"), "--infer.mm_configs", "{max_image_nums: 1}"]
+    texts = []
+    for files in ([], more):
+        assert run([*argv, *files, "--prompt", "Which?"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_the_sound_of_a_video_has_its_places_within_those_of_the_video(tmp_path):
+    film = write_hearing_model(tmp_path)
+    settings = {"use_audio_in_video": True, "video_max_pixels": 56**2}
+    chat = make_chat(tmp_path, mm_configs=settings)
+    record = {"prompt": "Which?", "video": film}
+    (tmp_path / "asked.jsonl").write_text(json.dumps(record))
+    request = FileRequest(str(tmp_path / "asked.jsonl"), tmp_path / "out.jsonl", has_logprobs=True)
+    assert answer_file(request, chat) == 1
+    (line,) = read(request.output)
+
+    origin = Record(record, Origin("prompt", str(tmp_path / "asked.jsonl"), 1))
+    question = chat.reader.read(to_question(origin), origin)
+    given = chat.reader.load(question, torch.device("cpu"))
+    ids = torch.from_numpy(question.input_ids).long()[None]
+    found = []
+    for is_within in (True, False):
+        given["use_audio_in_video"] = is_within
+        out = cast("Any", chat.model).generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            **given,
+            generation_config=GenerationConfig(do_sample=False, max_new_tokens=5, pad_token_id=0),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        logits = torch.stack(out.logits)[:, 0].log_softmax(-1)
+        found.append(logits.max(-1).values[: len(line["logprobs"])].tolist())
+    assert line["logprobs"] == pytest.approx(found[0], abs=1e-5)
+    assert line["logprobs"] != pytest.approx(found[1], abs=1e-3)
+
+
+def write_hearing_model(folder):
+    """A tiny thinker of Qwen2.5-Omni, and a film with a sound; its path."""
+    processor: Any = build_processor("Qwen2_5Omni")
+    processor.save_pretrained(folder)
+    find = processor.tokenizer.convert_tokens_to_ids
+    values = media_config("qwen2_5_omni_thinker", vocab=300).to_dict()
+    values |= {
+        f"{kind}_token_index": find(f"<|{kind}_pad|>") for kind in ("image", "video", "audio")
+    }
+    for kind in ("vision", "audio"):
+        values |= {f"{kind}_{at}_token_id": find(f"<|{kind}_{at}|>") for at in ("start", "end")}
+    values["vision_config"] |= {"patch_size": 14, "window_size": 56}
+    torch.manual_seed(0)
+    config = Qwen2_5OmniThinkerConfig(**values)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    return str(folder / write_film(folder / "film.mkv", 8, tone(2.0)))
 
 
 @pytest.mark.parametrize(

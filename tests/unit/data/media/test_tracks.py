@@ -1,12 +1,10 @@
 """Videos with their sound: places, features and times are those of transformers' processor."""
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -15,43 +13,10 @@ from omnilit.data.media.processor import MediaProcessor, check_hearing
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.errors import ConfigError, DataError
 from omnilit.types import MicroBatch, Sample
+from tests.helpers.films import RATE, SIDE, tone, write_film
 from tests.helpers.processors import OMNI, Family, media_processor, seen
 
-RATE, FPS, SIDE = 16_000, 8, 64
 ANSWER = {"role": "assistant", "content": "An A."}
-
-
-def tone(seconds: float, frequency: float = 440.0) -> npt.NDArray[np.int16]:
-    times = np.arange(int(RATE * seconds)) / RATE
-    return (12_000 * np.sin(2 * np.pi * frequency * times)).astype(np.int16)
-
-
-def write_film(
-    file: Path, number: int, sound: npt.NDArray[np.int16] | None, *, channels: int = 1
-) -> str:
-    """Grey frames without loss and a sound without loss; its name."""
-    with av.open(str(file), "w") as container:
-        video: Any = container.add_stream("ffv1", rate=FPS)
-        video.width = video.height = SIDE
-        video.pix_fmt = "bgr0"
-        layout = "stereo" if channels == 2 else "mono"
-        audio: Any = None
-        if sound is not None:
-            audio = container.add_stream("pcm_s16le", rate=RATE, layout=layout)
-        container.start_encoding()
-        for k in range(number):
-            grey = np.full((SIDE, SIDE, 3), 4 * k % 256, np.uint8)
-            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
-            frame.pts, frame.time_base = k, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        if audio is not None and sound is not None:
-            samples = np.repeat(sound[:, None], channels, axis=1).reshape(1, -1)
-            heard = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
-            heard.rate, heard.pts = RATE, 0
-            container.mux(audio.encode(heard))
-            container.mux(audio.encode())
-    return file.name
 
 
 def encode(
