@@ -24,11 +24,11 @@ HELD_OUT: Final = 6  # every so many-th image
 QUESTIONS: Final = ("Which digit is this?", "What number do you see?")
 FILM_QUESTION: Final = "Which digits are shown, in order?"
 NOTE_QUESTION: Final = "Which note is this?"
-FILMS = 1_800
+FILMS: Final = 1_800
 FILM_DIGITS: Final = 2
 FRAMES_PER_DIGIT: Final = 4
 FPS: Final = 4
-TONES = 720
+TONES: Final = 720
 RATE: Final = 16_000
 SOUND_S: Final = 0.5
 NOTES: Final = {"C": 261.63, "D": 293.66, "E": 329.63, "F": 349.23, "G": 392.0, "A": 440.0}
@@ -54,7 +54,7 @@ TEMPLATE: Final = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# The language models and towers of both models
+# What both models have alike: sizes of images, and parts
 SIZE: Final = {"shortest_edge": SIDE * SIDE, "longest_edge": 64 * SIDE * SIDE}
 KINDS: Final = ("image", "video", "audio")
 EDGES: Final = ("vision_start", "vision_end", "audio_start", "audio_end")
@@ -291,22 +291,29 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
     return {name[2:-2]: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
 
 
+def write_all(out: Path, *, films: int = 0, tones: int = 0) -> dict[str, int]:
+    """Data and models, the one that hears where there are films or tones; rows of each file."""
+    images, labels = load_images()
+    numbers = write_images(out, images, labels)
+    write_model(out / "model")
+    if films or tones:
+        numbers |= write_videos(out, images, labels, films) | write_sounds(out, tones)
+        write_omni_model(out / "omni")
+    return numbers
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write data and model."""
+    """Write what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--omni", action="store_true", help="films, tones and a model for them")
     arguments = parser.parse_args(argv)
     import omnilit  # noqa: F401 - makes torchvision importable, see there
 
-    images, labels = load_images()
-    numbers = write_images(arguments.out, images, labels)
-    write_model(arguments.out / "model")
-    if arguments.omni:
-        numbers |= write_videos(arguments.out, images, labels, FILMS)
-        numbers |= write_sounds(arguments.out, TONES)
-        write_omni_model(arguments.out / "omni")
-    print(f"{arguments.out}: {', '.join(f'{n} {name}' for name, n in numbers.items())}, model")
+    more = {"films": FILMS, "tones": TONES} if arguments.omni else {}
+    numbers = write_all(arguments.out, **more)
+    models = "model, omni" if arguments.omni else "model"
+    print(f"{arguments.out}: {', '.join(f'{n} {name}' for name, n in numbers.items())}, {models}")
     return 0
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from transformers import AutoConfig
 
@@ -21,15 +24,19 @@ FILE = Path(__file__).parents[3] / "examples" / "digits.py"
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def example() -> Any:
     spec = importlib.util.spec_from_file_location("digits", FILE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def written(example: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("digits")
-    vars(module).update(FILMS=7, TONES=42)
-    module.main(["--out", str(out), "--omni"])
+    example.write_all(out, films=12, tones=42)
     return out
 
 
@@ -69,3 +76,43 @@ def test_tokens_fit_the_model_and_only_the_digit_is_trained(written: Path):
     batch = collate(samples, CollateSettings(media=media))
     assert int((batch.input_ids == config.image_token_id).sum()) == 20 * 4
     assert batch.media["image_grid_thw"].tolist() == [[1, 4, 4]] * 20
+
+
+def test_films_show_the_digits_that_are_named_and_held_out_ones_where_these_are_asked(
+    example: Any, written: Path
+):
+    images, labels = example.load_images()
+    known = {np.asarray(image.convert("RGB")).tobytes(): i for i, image in enumerate(images)}
+    for split, number in (("train", 10), ("eval", 2)):
+        found = rows(written / f"video_{split}.jsonl")
+        assert len(found) == number
+        for row in found:
+            asked, said = row.fields["messages"]
+            with av.open(str(written / asked["content"][0]["video"])) as film:
+                frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+            shown = [known[frame.tobytes()] for frame in frames]
+            first, second = shown[0], shown[4]
+            assert shown == [first] * 4 + [second] * 4
+            assert said["content"][0]["text"] == f"{labels[first]} {labels[second]}"
+            assert {example.is_held_out(i) for i in shown} == {split == "eval"}
+
+
+def test_tones_have_the_pitch_of_their_note(example: Any, written: Path):
+    for split in ("train", "eval"):
+        found = rows(written / f"audio_{split}.jsonl")
+        assert {row.fields["messages"][1]["content"][0]["text"] for row in found} == {*"CDEFGA"}
+        for row in found:
+            asked, said = row.fields["messages"]
+            wave, rate = soundfile.read(written / asked["content"][0]["audio"])
+            strongest = np.abs(np.fft.rfft(wave)).argmax() * rate / len(wave)
+            assert abs(strongest - example.NOTES[said["content"][0]["text"]]) < 2  # of 2 Hz a bin
+
+
+def test_the_model_that_hears_has_the_ids_of_its_own_tokenizer(written: Path):
+    config = AutoConfig.from_pretrained(written / "omni")
+    media = MediaProcessor(load_processor(str(written / "omni")), MediaConfig())
+    assert {kind: [getattr(config, f"{kind}_token_index")] for kind in media.tokens} == media.places
+    find = media.processor.tokenizer.convert_tokens_to_ids
+    assert set(media.tokens) == {"image", "video", "audio"}
+    for edge in ("vision_start", "vision_end", "audio_start", "audio_end"):
+        assert getattr(config, f"{edge}_token_id") == find(f"<|{edge}|>")
