@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from omnilit.config import DPOConfig
 from omnilit.modules import DPOModule
 from omnilit.testing import run_ranks
 from tests.helpers import training
+from tests.helpers.examples import load_example
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(180)]
 ROOT = Path(__file__).parents[2]
@@ -23,15 +22,9 @@ MODULES = ("bisect", "heapq", "json")
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     """Pairs of a few modules, in the recipe's own places, and a model smaller than the demo's."""
-    spec = importlib.util.spec_from_file_location("docs", ROOT / "examples" / "stdlib_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "docs", example)  # dataclasses look their module up
-    spec.loader.exec_module(example)
-    example.write_dataset(tmp_path, MODULES)
+    load_example("stdlib_docs").write_dataset(tmp_path, MODULES)
     config = AutoConfig.from_pretrained(tmp_path / "model")
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 128, 2
     config.layer_types = None

@@ -138,11 +138,13 @@ def test_ten_steps_on_two_ranks_are_those_of_blocks_not_compiled(plain_steps, ca
     folder, (plain, first, _) = plain_steps
     compiled, last, graphs = run_on_two(folder, "fp32", True)
     worst = {name: max(values) for name, values in apart(compiled, plain).items()}
+    bias = statistics.fmean(a[1] - b[1] for a, b in zip(compiled, plain, strict=True))
     weights = max(float((last[name] - first[name]).abs().max()) for name in first)
     say(capsys, f"fp32, 10 steps on 2 ranks, {graphs} graphs: {worst}, {weights:.1e} in weights")
     assert graphs <= 16
     assert worst["loss"] <= 1e-5  # another order of sums
     assert worst["grad_norm"] <= 1e-4
+    assert abs(bias) <= 1e-5
 
 
 def test_ten_steps_in_bf16_are_as_near_to_fp32_compiled_as_not(plain_steps, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,12 @@ from omnilit.data.collate import CollateSettings, collate
 from omnilit.data.media.processor import MediaProcessor, load_processor
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.types import IGNORE, Origin, Record
-
-FILE = Path(__file__).parents[3] / "examples" / "digits.py"
+from tests.helpers.examples import load_example
 
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    spec = importlib.util.spec_from_file_location("digits", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("digits")
 
 
 @pytest.fixture(scope="module")

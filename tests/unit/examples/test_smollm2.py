@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from omnilit.cli.plan import read
 from omnilit.cli.raw import read_command
+from tests.helpers.examples import EXAMPLES, load_example
 from tests.helpers.models import tiny
 from tests.helpers.tokenizers import build_tokenizer
 
@@ -23,13 +23,8 @@ MODULES = ("bisect", "copy", "json", "math")
 @pytest.fixture(scope="module")
 def recipe():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "examples"))
-        spec = importlib.util.spec_from_file_location("smollm2", ROOT / "examples" / "smollm2.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+        patch.syspath_prepend(str(EXAMPLES))
+        yield load_example("smollm2")
     sys.modules.pop("stdlib_docs", None)
 
 

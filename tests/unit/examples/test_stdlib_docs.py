@@ -1,26 +1,17 @@
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-SCRIPT = Path(__file__).parents[3] / "examples" / "stdlib_docs.py"
+from tests.helpers.examples import load_example
+
 MODULES = ("bisect", "copy", "json")
 
 
 @pytest.fixture(scope="module")
 def docs():
-    spec = importlib.util.spec_from_file_location("stdlib_docs", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stdlib_docs"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["stdlib_docs"]
+    return load_example("stdlib_docs")
 
 
 @pytest.fixture(scope="module")
