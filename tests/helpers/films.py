@@ -21,13 +21,19 @@ def tone(seconds: float, frequency: float = 440.0) -> npt.NDArray[np.int16]:
 
 
 def write_film(
-    file: Path, number: int, sound: npt.NDArray[np.int16] | None, *, channels: int = 1
+    file: Path,
+    number: int,
+    sound: npt.NDArray[np.int16] | None = None,
+    *,
+    channels: int = 1,
+    fps: int = FPS,
+    codec: str = "ffv1",
 ) -> str:
-    """Grey frames without loss and a sound without loss; its name."""
+    """Frames, k of the grey 4 k, and a sound without loss; its name."""
     with av.open(str(file), "w") as container:
-        video: Any = container.add_stream("ffv1", rate=FPS)
+        video: Any = container.add_stream(codec, rate=fps)
         video.width = video.height = SIDE
-        video.pix_fmt = "bgr0"
+        video.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
         layout = "stereo" if channels == 2 else "mono"
         audio: Any = None
         if sound is not None:
@@ -36,9 +42,10 @@ def write_film(
         for k in range(number):
             grey = np.full((SIDE, SIDE, 3), 4 * k % 256, np.uint8)
             frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
-            frame.pts, frame.time_base = k, Fraction(1, FPS)
+            frame.pts, frame.time_base = k, Fraction(1, fps)
             container.mux(video.encode(frame))
-        container.mux(video.encode())
+        if number:
+            container.mux(video.encode())
         if audio is not None and sound is not None:
             samples = np.repeat(sound[:, None], channels, axis=1).reshape(1, -1)
             heard = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)

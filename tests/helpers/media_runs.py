@@ -14,17 +14,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from omnilit.types import MicroBatch
+from omnilit.types import MODALITIES, MicroBatch
 from tests.helpers.media_models import media_config
 from tests.helpers.processors import Family, build_processor, write_image
 
-Model = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+Model = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni_thinker"]
 PROCESSORS: Final[dict[Model, Family]] = {
     "qwen2_vl": "Qwen2VL",
     "qwen2_5_vl": "Qwen2_5_VL",
     "qwen3_vl": "Qwen3VL",
     "qwen3_vl_moe": "Qwen3VL",
+    "qwen2_5_omni_thinker": "Qwen2_5Omni",
 }
+EDGES: Final = ("vision_start", "vision_end", "audio_start", "audio_end")
 VOCAB: Final = 300
 ROW: Final = 96
 _FRAME: Final = 21  # tokens that the template adds to a question and its answer
@@ -41,13 +43,13 @@ def write_seeing_model(
     processor: Any = build_processor(PROCESSORS[name])
     processor.save_pretrained(folder)
     config: Any = media_config(name, vocab=VOCAB)
-    for kind in ("image", "video"):
-        setattr(config, f"{kind}_token_id", getattr(processor, f"{kind}_token_id"))
     find = processor.tokenizer.convert_tokens_to_ids
-    config.vision_start_token_id = find("<|vision_start|>")
-    config.vision_end_token_id = find("<|vision_end|>")
+    for kind in (kind for kind in MODALITIES if hasattr(config, f"{kind}_token_id")):
+        setattr(config, f"{kind}_token_id", find(f"<|{kind}_pad|>"))
+    for edge in (edge for edge in EDGES if hasattr(config, f"{edge}_token_id")):
+        setattr(config, f"{edge}_token_id", find(f"<|{edge}|>"))
     patch = config.vision_config.patch_size = processor.image_processor.patch_size
-    if name == "qwen2_5_vl":
+    if hasattr(config.vision_config, "window_size"):
         config.vision_config.window_size = 4 * patch
     if has_weights:
         torch.manual_seed(0)

@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     GenerationConfig,
-    Qwen2_5OmniThinkerConfig,
 )
 from transformers.video_utils import VideoMetadata
 
@@ -29,9 +28,8 @@ from omnilit.tools.infer import parse_request, run
 from omnilit.tools.infer_file import answer_file
 from omnilit.types import Origin, Record
 from tests.helpers.films import tone, write_film
-from tests.helpers.media_models import media_config
 from tests.helpers.media_runs import write_seeing_model
-from tests.helpers.processors import build_processor, write_image
+from tests.helpers.processors import write_image
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (8, 32, 64, 3), dtype=np.uint8)
 GREEDY = ("--infer.do_sample", "false", "--infer.max_tokens", "5")
@@ -144,7 +142,8 @@ def test_images_beyond_the_most_lose_their_places(folder, capsys):
 
 
 def test_the_sound_of_a_video_has_its_places_within_those_of_the_video(tmp_path):
-    film = write_hearing_model(tmp_path)
+    write_seeing_model(tmp_path, "qwen2_5_omni_thinker", has_weights=True)
+    film = str(tmp_path / write_film(tmp_path / "film.mkv", 8, tone(2.0)))
     settings = {"use_audio_in_video": True, "video_max_pixels": 56**2}
     chat = make_chat(tmp_path, mm_configs=settings)
     record = {"prompt": "Which?", "video": film}
@@ -172,24 +171,6 @@ def test_the_sound_of_a_video_has_its_places_within_those_of_the_video(tmp_path)
         found.append(logits.max(-1).values[: len(line["logprobs"])].tolist())
     assert line["logprobs"] == pytest.approx(found[0], abs=1e-5)
     assert line["logprobs"] != pytest.approx(found[1], abs=1e-3)
-
-
-def write_hearing_model(folder):
-    """A tiny thinker of Qwen2.5-Omni, and a film with a sound; its path."""
-    processor: Any = build_processor("Qwen2_5Omni")
-    processor.save_pretrained(folder)
-    find = processor.tokenizer.convert_tokens_to_ids
-    values = media_config("qwen2_5_omni_thinker", vocab=300).to_dict()
-    values |= {
-        f"{kind}_token_index": find(f"<|{kind}_pad|>") for kind in ("image", "video", "audio")
-    }
-    for kind in ("vision", "audio"):
-        values |= {f"{kind}_{at}_token_id": find(f"<|{kind}_{at}|>") for at in ("start", "end")}
-    values["vision_config"] |= {"patch_size": 14, "window_size": 56}
-    torch.manual_seed(0)
-    config = Qwen2_5OmniThinkerConfig(**values)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    return str(folder / write_film(folder / "film.mkv", 8, tone(2.0)))
 
 
 @pytest.mark.parametrize(

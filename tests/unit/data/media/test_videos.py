@@ -5,7 +5,6 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
@@ -22,27 +21,10 @@ from omnilit.data.media.torchcodec_frames import find_torchcodec
 from omnilit.data.transforms import TransformSettings, build_transform
 from omnilit.errors import DataError
 from omnilit.types import MicroBatch, Sample
+from tests.helpers.films import SIDE, write_film
 from tests.helpers.processors import OMNI, Family, media_processor, seen, write_image
 
 ANSWER = {"role": "assistant", "content": "Yes."}
-SIDE = 64
-
-
-def write_video(file: Path, number: int, fps: int, codec: str = "ffv1") -> str:
-    """Frame k is of the grey 4 k; its name."""
-    with av.open(str(file), "w") as container:
-        stream: Any = container.add_stream(codec, rate=fps)
-        stream.width = stream.height = SIDE
-        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
-        container.start_encoding()
-        for k in range(number):
-            grey = np.full((SIDE, SIDE, 3), 4 * k, np.uint8)
-            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
-            frame.pts, frame.time_base = k, Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        if number:
-            container.mux(stream.encode())
-    return file.name
 
 
 def run(media: MediaProcessor, folder: Path, **part: Any) -> tuple[Sample, MicroBatch]:
@@ -121,7 +103,7 @@ def test_a_torchcodec_that_does_not_run_is_told_and_pyav_decodes(monkeypatch, ca
 
 @pytest.mark.usefixtures("decoder")
 def test_a_damaged_video_names_its_record(tmp_path: Path):
-    name = write_video(tmp_path / "a.mp4", 41, 10, "libx264")
+    name = write_film(tmp_path / "a.mp4", 41, fps=10, codec="libx264")
     whole = (tmp_path / name).read_bytes()
     media = media_processor("Qwen3VL")
     sample, _ = run(media, tmp_path, video=name)
@@ -135,7 +117,9 @@ def test_a_damaged_video_names_its_record(tmp_path: Path):
 @pytest.mark.parametrize("settings", [{"fps": 2.0}, {"frames": 6}, {"fps": 4.0, "max_frames": 8}])
 def test_written_times_are_those_of_the_frames_that_are_seen(tmp_path, codec, settings):
     fps, number = 10, 41
-    name = write_video(tmp_path / f"a.{'mkv' if codec == 'ffv1' else 'mp4'}", number, fps, codec)
+    name = write_film(
+        tmp_path / f"a.{'mkv' if codec == 'ffv1' else 'mp4'}", number, fps=fps, codec=codec
+    )
     media = media_processor("Qwen3VL", **settings)
     sample, batch = run(media, tmp_path, video=name)
     text = media.processor.tokenizer.decode(sample.input_ids)
@@ -151,7 +135,7 @@ def test_written_times_are_those_of_the_frames_that_are_seen(tmp_path, codec, se
 
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", *OMNI])
 def test_places_and_tensors_agree(tmp_path: Path, family: Family):
-    name = write_video(tmp_path / "a.mkv", 11, 5)
+    name = write_film(tmp_path / "a.mkv", 11, fps=5)
     media = media_processor(family)
     sample, batch = run(media, tmp_path, video=name)
     grid = batch.media["video_grid_thw"][0]
@@ -177,7 +161,7 @@ def test_a_list_of_images_is_a_video_of_its_own_rate(tmp_path: Path):
 
 
 def test_frames_are_brought_to_a_share_of_all_pixels(tmp_path: Path):
-    name = write_video(tmp_path / "a.mkv", 16, 4)
+    name = write_film(tmp_path / "a.mkv", 16, fps=4)
     media = media_processor(
         video_total_pixels=8 * 32 * 32, video_min_pixels=900, scale_factor=32, fps=2.0
     )
@@ -189,7 +173,7 @@ def test_frames_are_brought_to_a_share_of_all_pixels(tmp_path: Path):
 
 
 def test_a_video_of_one_frame_is_long_enough_for_the_model(tmp_path: Path):
-    name = write_video(tmp_path / "a.mkv", 1, 4)
+    name = write_film(tmp_path / "a.mkv", 1, fps=4)
     sample, batch = run(media_processor("Qwen3VL"), tmp_path, video=name)
     assert json.loads(sample.media[0].plan)["indices"] == [0, 0]
     assert batch.media["video_grid_thw"].tolist() == [[1, 4, 4]]
@@ -208,7 +192,7 @@ def test_a_video_that_cannot_be_used_is_refused(tmp_path: Path, data: bytes, mes
 
 
 def test_a_video_without_frames_is_refused(tmp_path: Path):
-    write_video(tmp_path / "a.mkv", 0, 4)
+    write_film(tmp_path / "a.mkv", 0, fps=4)
     with pytest.raises(DataError, match=r"a\.mkv: it (has no frames|cannot be decoded)"):
         run(media_processor(), tmp_path, video="a.mkv")
     soundfile.write(tmp_path / "a.wav", np.zeros(100), 8000)
@@ -221,7 +205,7 @@ def test_a_video_without_frames_is_refused(tmp_path: Path):
 def test_a_bound_above_holds_where_the_processor_enlarges_what_is_small(
     tmp_path: Path, family: Family, bound: str
 ):
-    name = write_video(tmp_path / "a.mkv", 4, 2)
+    name = write_film(tmp_path / "a.mkv", 4, fps=2)
     free, _ = run(media_processor(family), tmp_path, video=name)
     media = media_processor(family, **{bound: 4 * SIDE**2 if "total" in bound else SIDE**2})
     sample, batch = run(media, tmp_path, video=name)
